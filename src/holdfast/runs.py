@@ -1,0 +1,196 @@
+"""One run of a plugin: its statuses and the only moves between them; and the lease that lets it write.
+
+Rules only, as a table and as functions of values: who stores a run or a lease, and who drives one, is told elsewhere.
+Times are milliseconds since 1970 on the clock of the database, the only clock that two machines share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from holdfast.errors import ConflictError, FencedError, InvalidError
+from holdfast.values import shown
+
+
+class Status(StrEnum):
+    """Where a run is; the exact strings of the Pod's API."""
+
+    IDLE = "idle"
+    INITIALIZED = "initialized"
+    READY = "ready"
+    STARTED = "started"
+    AUTHENTICATED = "authenticated"
+    USER_ACTION_NEEDED = "userActionNeeded"
+    DAEMON = "daemon"
+    DONE = "done"
+    ERROR = "error"
+    ABORTED = "aborted"
+
+
+RUN_IDLE: Final = Status.IDLE
+RUN_INITIALIZED: Final = Status.INITIALIZED
+RUN_READY: Final = Status.READY
+RUN_STARTED: Final = Status.STARTED
+RUN_AUTHENTICATED: Final = Status.AUTHENTICATED
+RUN_USER_ACTION_NEEDED: Final = Status.USER_ACTION_NEEDED
+RUN_DAEMON: Final = Status.DAEMON
+RUN_DONE: Final = Status.DONE
+RUN_ERROR: Final = Status.ERROR
+RUN_ABORTED: Final = Status.ABORTED
+
+_S = Status
+MOVES: Final[Mapping[Status, frozenset[Status]]] = MappingProxyType(
+    {
+        _S.IDLE: frozenset({_S.INITIALIZED, _S.READY, _S.STARTED, _S.ERROR, _S.ABORTED}),
+        _S.INITIALIZED: frozenset({_S.READY, _S.STARTED, _S.USER_ACTION_NEEDED, _S.ERROR, _S.ABORTED}),
+        _S.READY: frozenset({_S.STARTED, _S.USER_ACTION_NEEDED, _S.ERROR, _S.ABORTED}),
+        _S.STARTED: frozenset(
+            {_S.AUTHENTICATED, _S.USER_ACTION_NEEDED, _S.DAEMON, _S.READY, _S.DONE, _S.ERROR, _S.ABORTED}
+        ),
+        _S.AUTHENTICATED: frozenset(
+            {_S.STARTED, _S.USER_ACTION_NEEDED, _S.DAEMON, _S.READY, _S.DONE, _S.ERROR, _S.ABORTED}
+        ),
+        _S.USER_ACTION_NEEDED: frozenset({_S.READY, _S.ERROR, _S.ABORTED}),
+        _S.DAEMON: frozenset({_S.USER_ACTION_NEEDED, _S.READY, _S.DONE, _S.ERROR, _S.ABORTED}),
+        _S.ERROR: frozenset({_S.READY}),
+        _S.ABORTED: frozenset({_S.READY}),
+        _S.DONE: frozenset(),
+    }
+)
+"""Every legal move; repeating a status is not a move and always allowed."""
+
+
+def status_of(text: object) -> Status:
+    """Return ``text`` as a status; what an item without a status has, and an unknown one, is idle."""
+    try:
+        return Status(text)
+    except ValueError:
+        return Status.IDLE
+
+
+def move(run: str, status: Status, to: object) -> Status:
+    """Return the status that ``run`` has after moving from ``status`` to ``to``.
+
+    Raises:
+        InvalidError: ``to`` is not a status.
+        ConflictError: The move is not in `MOVES`.
+
+    >>> move("r1", Status.DONE, "started")
+    Traceback (most recent call last):
+    holdfast.errors.ConflictError: run 'r1' is done and cannot become started; it can become nothing else
+    """
+    try:
+        wanted = Status(to)
+    except ValueError as exc:
+        message = f"run {run!r} cannot become {shown(to)}: a status is one of {', '.join(Status)}"
+        raise InvalidError(message, run=run, status=shown(to)) from exc
+    if wanted is status or wanted in MOVES[status]:
+        return wanted
+    allowed = ", ".join(sorted(MOVES[status])) or "nothing else"
+    message = f"run {run!r} is {status} and cannot become {wanted}; it can become {allowed}"
+    raise ConflictError(message, run=run, status=str(status), wanted=str(wanted))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """What a write of a run carries: the right it was given, checked where the write is applied."""
+
+    state: str
+    epoch: int
+    holder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The time-limited right to one plugin state.
+
+    ``epoch`` grows with every claim and never shrinks; ``holder`` is the claimer's own random id, so that two claims
+    of one run differ; both are None-like (0, "") before the first claim, and ``holder`` is "" after a release.
+    """
+
+    state: str
+    epoch: int = 0
+    holder: str = ""
+    run: str = ""
+    expires_ms: int = 0
+    is_cancelled: bool = False
+
+    def is_held(self, now_ms: int) -> bool:
+        """Say whether somebody holds the plugin state now."""
+        return self.holder != "" and now_ms < self.expires_ms
+
+    @property
+    def fence(self) -> Fence:
+        """What the holder's writes must carry."""
+        return Fence(state=self.state, epoch=self.epoch, holder=self.holder)
+
+    def claimed(self, *, run: str, holder: str, now_ms: int, duration_ms: int, dead_holder: str = "") -> Lease:
+        """Return the lease after a claim.
+
+        Claiming again with the holder that has it is answered with the lease as it is, renewed: a claim whose reply
+        was lost may be repeated.
+
+        Args:
+            run: The run that claims.
+            holder: A random id of this attempt, 1 to 64 letters, digits, ``-`` and ``_``.
+            now_ms: The database's clock.
+            duration_ms: How long the claim lasts without renewal.
+            dead_holder: A holder whose process is proven dead; its lease does not stand in the way.
+
+        Raises:
+            ConflictError: Somebody else holds it; the message names the run that does.
+        """
+        if self.holder == holder != "":
+            return replace(self, expires_ms=now_ms + duration_ms)
+        if self.is_held(now_ms) and self.holder != dead_holder:
+            raise self.held_by_other(now_ms)
+        return Lease(
+            state=self.state, epoch=self.epoch + 1, holder=holder, run=run, expires_ms=now_ms + duration_ms
+        )
+
+    def renewed(self, fence: Fence, *, now_ms: int, duration_ms: int) -> Lease:
+        """Return the lease after a renewal; one that expired but that nobody claimed may still be renewed.
+
+        Raises:
+            FencedError: Another claim was made since.
+        """
+        self.check(fence)
+        return replace(self, expires_ms=now_ms + duration_ms)
+
+    def released(self, fence: Fence) -> Lease:
+        """Return the lease after its holder gave it back.
+
+        Raises:
+            FencedError: Another claim was made since.
+        """
+        self.check(fence)
+        return Lease(state=self.state, epoch=self.epoch)
+
+    def ended(self) -> Lease:
+        """Return the lease after its owner took it away: every write of the former holder is refused from now on."""
+        return Lease(state=self.state, epoch=self.epoch + 1)
+
+    def cancelled(self) -> Lease:
+        """Return the lease with the request to its holder to stop; without a holder, the lease as it is."""
+        return replace(self, is_cancelled=True) if self.holder else self
+
+    def check(self, fence: Fence) -> None:
+        """Accept ``fence`` as that of the last claim.
+
+        Raises:
+            FencedError: It is not.
+        """
+        if (self.epoch, self.holder) != (fence.epoch, fence.holder):
+            taken = f"taken over by run {self.run!r}" if self.holder else "taken from it"
+            message = f"plugin state {fence.state!r} was {taken} (epoch {self.epoch}, not {fence.epoch})"
+            raise FencedError(message, state=fence.state, epoch=self.epoch, fenced_epoch=fence.epoch, run=self.run)
+
+    def held_by_other(self, now_ms: int) -> ConflictError:
+        """Return the error that names who holds the plugin state."""
+        left_s = max(0, self.expires_ms - now_ms) / 1000
+        message = f"plugin state {self.state!r} is held by run {self.run!r} for another {left_s:.0f} s"
+        return ConflictError(message, state=self.state, run=self.run, expires_ms=self.expires_ms)

@@ -1,0 +1,176 @@
+"""What a Pod must offer: one atomic write, `Store.apply`, and consistent reads.
+
+A transaction is a value: a `Batch` of operations with preconditions, evaluated by the store that applies it. What a
+store is made of (SQLite in this process, PostgreSQL, HTTP to a Pod far away) is not noticeable through this protocol,
+and one contract suite, in `holdfast.testing`, holds every store to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from holdfast.items import Schema
+from holdfast.runs import Lease
+from holdfast.store.evaluation import (
+    Changes,
+    EdgeKey,
+    ItemRow,
+    Needs,
+    Question,
+    Result,
+    Rows,
+    VariableKey,
+    Written,
+    evaluate,
+    exists_already,
+    needs,
+)
+from holdfast.store.operations import (
+    MAX_BYTES,
+    MAX_OPERATIONS,
+    AnswerQuestion,
+    AskQuestion,
+    Batch,
+    CancelLease,
+    ClaimLease,
+    CreateEdge,
+    CreateItem,
+    DeclareTypes,
+    DeleteEdge,
+    DeleteItem,
+    DeleteQuestion,
+    DeleteVariable,
+    EndLease,
+    Expected,
+    IncrementVariable,
+    MoveRun,
+    Operation,
+    PointSnapshot,
+    ReleaseLease,
+    RenewLease,
+    SetProgress,
+    SetVariable,
+    UpdateItem,
+    size_bytes,
+)
+from holdfast.store.query import Comparison, Condition, Direction, EdgeRow, Found, Query, query_from
+from holdfast.values import Value
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_OPERATIONS",
+    "AnswerQuestion",
+    "AskQuestion",
+    "Batch",
+    "CancelLease",
+    "Changes",
+    "ClaimLease",
+    "Comparison",
+    "Condition",
+    "CreateEdge",
+    "CreateItem",
+    "DeclareTypes",
+    "DeleteEdge",
+    "DeleteItem",
+    "DeleteQuestion",
+    "DeleteVariable",
+    "Direction",
+    "EdgeKey",
+    "EdgeRow",
+    "EndLease",
+    "Expected",
+    "Found",
+    "IncrementVariable",
+    "ItemRow",
+    "MoveRun",
+    "Needs",
+    "Operation",
+    "PointSnapshot",
+    "Query",
+    "Question",
+    "ReleaseLease",
+    "RenewLease",
+    "Result",
+    "Rows",
+    "SetProgress",
+    "SetVariable",
+    "Store",
+    "UpdateItem",
+    "VariableKey",
+    "Written",
+    "evaluate",
+    "exists_already",
+    "needs",
+    "query_from",
+    "size_bytes",
+]
+
+
+class Store(Protocol):
+    """What a Pod must offer. All methods may be called from any thread.
+
+    Each raises UnavailableError when the Pod cannot be reached or is busy for too long, and DamagedError when what it
+    holds cannot be read.
+    """
+
+    def apply(self, batch: Batch) -> tuple[Result, ...]:
+        """Apply all operations of ``batch``, in order, or none; return the result of each.
+
+        When this returns, the batch survives the death of any process and the loss of power. When it raises one of
+        the errors below, nothing was changed. When it raises UnavailableError, or the process dies, the batch is
+        there whole or not at all.
+
+        Operations see the effects of those before them in the batch; nobody else sees any before all are done.
+
+        Raises:
+            FencedError: The batch's fence was superseded.
+            ConflictError: A precondition does not hold, an id is taken, or somebody holds the plugin state.
+            NotFoundError: A row that is written to does not exist.
+            InvalidError: The schema, or the nature of a value, says no.
+            DeniedError: A run writes to what it does not hold.
+        """
+        ...
+
+    def schema(self) -> Schema:
+        """Return every type that is declared, the built-in ones included."""
+        ...
+
+    def find_items(self, ids: Sequence[str]) -> Mapping[str, ItemRow]:
+        """Return the items with these ids, deleted ones included; absent ones are left out."""
+        ...
+
+    def search(self, query: Query) -> list[Found]:
+        """Return what ``query`` describes, as of one moment."""
+        ...
+
+    def list_edges(self, ids: Sequence[str], direction: Direction) -> Mapping[str, list[EdgeRow]]:
+        """Return the edges of each of these items in the order of creation, as of one moment.
+
+        Edges to or from deleted items are left out, and so are items without edges.
+        """
+        ...
+
+    def list_variables(self, state: str, namespace: str = "") -> Mapping[str, Value]:
+        """Return the variables of one namespace of a plugin state, by name, in the order of their names."""
+        ...
+
+    def find_lease(self, state: str) -> Lease | None:
+        """Return the lease of a plugin state as last written, expired or not; None if it was never claimed."""
+        ...
+
+    def find_snapshot(self, state: str) -> str | None:
+        """Return the snapshot that a plugin state resumes from."""
+        ...
+
+    def list_questions(self, state: str) -> list[Question]:
+        """Return the questions of a plugin state, in the order they were asked."""
+        ...
+
+    def now_ms(self) -> int:
+        """Return the clock of the store, milliseconds since 1970: the one that leases are measured on."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections; calling it twice is harmless, using the store afterwards reopens it not."""
+        ...

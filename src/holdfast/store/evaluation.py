@@ -1,0 +1,606 @@
+"""Whether a batch may happen, and what it changes: a function of the batch, the rows it names and the time.
+
+Every store works the same way: it asks `needs` which rows a batch speaks of, reads them inside its transaction, asks
+`evaluate` for the outcome, writes that, commits. So preconditions mean the same in every database, and in none.
+
+Nothing here is written until the whole batch is accepted: an error leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple, NoReturn, cast
+
+from holdfast.errors import ConflictError, DeniedError, HoldfastError, InvalidError, NotFoundError
+from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, PropertyDefinition, Schema
+from holdfast.runs import Fence, Lease, Status, move, status_of
+from holdfast.store.operations import (
+    AnswerQuestion,
+    AskQuestion,
+    Batch,
+    CancelLease,
+    ClaimLease,
+    CreateEdge,
+    CreateItem,
+    DeclareTypes,
+    DeleteEdge,
+    DeleteItem,
+    DeleteQuestion,
+    DeleteVariable,
+    EndLease,
+    Expected,
+    IncrementVariable,
+    MoveRun,
+    Operation,
+    PointSnapshot,
+    ReleaseLease,
+    RenewLease,
+    SetProgress,
+    SetVariable,
+    UpdateItem,
+)
+from holdfast.values import Value, check, fit, is_plain, item_id, shown
+
+MAX_NAME: Final = 1024
+"""Characters in the name of a variable, a namespace, a snapshot or the key of a question."""
+
+MAX_LEASE_MS: Final = 24 * 3600 * 1000
+
+
+class ItemRow(NamedTuple):
+    """One item as stored; dates in milliseconds since 1970."""
+
+    id: str
+    type: str
+    version: int
+    created_ms: int
+    modified_ms: int
+    server_modified_ms: int
+    is_deleted: bool
+    properties: Mapping[str, Value]
+
+
+class VariableKey(NamedTuple):
+    """Which variable."""
+
+    state: str
+    namespace: str
+    name: str
+
+
+class EdgeKey(NamedTuple):
+    """Which edge."""
+
+    source: str
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """Something a run asks its user; ``form``, ``default`` and ``answer`` are JSON texts."""
+
+    id: str
+    state: str
+    run: str
+    key: str
+    form: str
+    view: str | None
+    deadline_ms: int | None
+    default: str | None
+    asked_ms: int
+    answer: str | None = None
+    answered_ms: int | None = None
+
+
+class Written(NamedTuple):
+    """What became of an item: its version, and when, in milliseconds since 1970. Version 0: there was none."""
+
+    id: str
+    version: int
+    at_ms: int
+
+
+Result = Written | Lease | Question | int | float | None
+"""What one operation answers: `Written` for items and runs, `Lease`, `Question`, the sum of an increment, or None."""
+
+
+@dataclass(slots=True)
+class Needs:
+    """Which rows a batch speaks of. What it creates itself is not among them."""
+
+    items: set[str] = field(default_factory=set[str])
+    variables: set[VariableKey] = field(default_factory=set[VariableKey])
+    lease_states: set[str] = field(default_factory=set[str])
+    lease_runs: set[str] = field(default_factory=set[str])
+    questions: set[str] = field(default_factory=set[str])
+    question_keys: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows that `needs` named, as far as they exist, and the schema. `evaluate` works on it as on a scratch pad."""
+
+    schema: Schema
+    items: dict[str, ItemRow] = field(default_factory=dict[str, ItemRow])
+    variables: dict[VariableKey, Value] = field(default_factory=dict[VariableKey, Value])
+    leases: dict[str, Lease] = field(default_factory=dict[str, Lease])
+    questions: dict[str, Question] = field(default_factory=dict[str, Question])
+
+
+@dataclass(slots=True)
+class Changes:
+    """What to write, each row once, in its final form. None stands for a row that goes."""
+
+    schema: Schema | None = None
+    created: list[ItemRow] = field(default_factory=list[ItemRow])
+    """In order; their ids were not in the batch's needs: a store refuses one that exists already."""
+    updated: dict[str, ItemRow] = field(default_factory=dict[str, ItemRow])
+    edges: dict[EdgeKey, bool] = field(default_factory=dict[EdgeKey, bool])
+    """True: it shall exist; False: it shall not."""
+    variables: dict[VariableKey, Value | None] = field(default_factory=dict[VariableKey, Value | None])
+    leases: dict[str, Lease] = field(default_factory=dict[str, Lease])
+    snapshots: dict[str, str | None] = field(default_factory=dict[str, str | None])
+    questions: dict[str, Question | None] = field(default_factory=dict[str, Question | None])
+
+
+def needs(batch: Batch) -> Needs:
+    """Return the rows to read before `evaluate`; a lease is read for every plugin state and run that is written."""
+    found = Needs()
+    created: set[str] = set()
+    for operation in batch.operations:
+        match operation:
+            case CreateItem():
+                created.add(operation.id)
+            case UpdateItem():
+                found.items.add(operation.id)
+                if "status" in operation.properties:
+                    found.lease_runs.add(operation.id)
+            case DeleteItem():
+                found.items.add(operation.id)
+            case CreateEdge() | DeleteEdge():
+                found.items.update((operation.source, operation.target))
+            case SetProgress() | MoveRun():
+                found.items.add(operation.run)
+                found.lease_runs.add(operation.run)
+            case SetVariable() | IncrementVariable() | DeleteVariable():
+                found.variables.add(VariableKey(operation.state, operation.namespace, operation.name))
+                found.lease_states.add(operation.state)
+            case PointSnapshot() | ClaimLease() | EndLease() | CancelLease():
+                found.lease_states.add(operation.state)
+            case RenewLease() | ReleaseLease():
+                found.lease_states.add(operation.fence.state)
+            case AskQuestion():
+                found.question_keys.add((operation.state, operation.key))
+                found.questions.add(operation.id)
+                found.lease_states.add(operation.state)
+            case AnswerQuestion() | DeleteQuestion():
+                found.questions.add(operation.id)
+            case DeclareTypes():
+                pass
+    found.items -= created
+    if batch.fence is not None:
+        found.lease_states.add(batch.fence.state)
+    return found
+
+
+def evaluate(batch: Batch, rows: Rows, *, now_ms: int) -> tuple[tuple[Result, ...], Changes]:
+    """Return the result of each operation, in order, and what is to be written.
+
+    Args:
+        batch: What is to happen.
+        rows: What `needs` asked for; consumed.
+        now_ms: The database's clock, milliseconds since 1970.
+
+    Raises:
+        FencedError: The batch's fence is not that of the last claim.
+        InvalidError, NotFoundError, ConflictError, DeniedError: An operation may not happen; ``facts["operation"]``
+            is its number.
+    """
+    evaluation = _Evaluation(rows, batch.fence, now_ms)
+    evaluation.check_fence()
+    results: list[Result] = []
+    handlers = _HANDLERS
+    for operation in batch.operations:
+        try:
+            results.append(handlers[type(operation)](evaluation, operation))
+        except HoldfastError as exc:
+            exc.facts.setdefault("operation", len(results))
+            raise
+    return tuple(results), evaluation.changes
+
+
+class _Evaluation:
+    """One batch being evaluated: the rows as they are after the operations so far, and what changed."""
+
+    def __init__(self, rows: Rows, fence: Fence | None, now_ms: int) -> None:
+        self.rows = rows
+        self.fence = fence
+        self.now_ms = now_ms
+        self.changes = Changes()
+        self.created: dict[str, int] = {}
+        self.runs = {lease.run: lease.state for lease in rows.leases.values() if lease.run}
+
+    # -- rights --
+
+    def check_fence(self) -> None:
+        if self.fence is not None:
+            self.lease(self.fence.state).check(self.fence)
+
+    def lease(self, state: str) -> Lease:
+        return self.rows.leases.get(state) or Lease(state=state)
+
+    def put_lease(self, lease: Lease) -> Lease:
+        self.rows.leases[lease.state] = self.changes.leases[lease.state] = lease
+        if lease.run:
+            self.runs[lease.run] = lease.state
+        return lease
+
+    def check_state(self, state: str) -> None:
+        """Refuse a write to a plugin state by anybody but the run that holds it, or its owner while nobody does."""
+        if self.fence is not None:
+            if state != self.fence.state:
+                message = f"a run that holds plugin state {self.fence.state!r} cannot write to {shown(state)}"
+                raise DeniedError(message, state=shown(state), held=self.fence.state)
+            return
+        _check_name(state, "the id of a plugin state")
+        lease = self.lease(state)
+        if lease.is_held(self.now_ms):
+            raise lease.held_by_other(self.now_ms)
+
+    def check_run(self, run: str) -> None:
+        """Refuse a write to a run by anybody but itself, or its owner while it holds nothing."""
+        if self.fence is not None:
+            if self.lease(self.fence.state).run != run:
+                message = f"a run that holds plugin state {self.fence.state!r} cannot write to run {shown(run)}"
+                raise DeniedError(message, run=shown(run), held=self.fence.state)
+            return
+        lease = self.lease(self.runs.get(run, ""))
+        if lease.run == run and lease.is_held(self.now_ms):
+            raise lease.held_by_other(self.now_ms)
+
+    # -- items --
+
+    def item(self, id_: str) -> ItemRow | None:
+        at = self.created.get(id_)
+        return self.rows.items.get(id_) if at is None else self.changes.created[at]
+
+    def put_item(self, row: ItemRow) -> Written:
+        at = self.created.get(row.id)
+        if at is None:
+            self.rows.items[row.id] = self.changes.updated[row.id] = row
+        else:
+            self.changes.created[at] = row
+        return Written(row.id, row.version, row.server_modified_ms)
+
+    def create_item(self, operation: CreateItem) -> Written:
+        id_, type_, given = operation.id, operation.type, operation.properties
+        definition = self.rows.schema.get(type_) or self.rows.schema.type(type_)
+        if item_id.fullmatch(id_) is None:
+            message = f"{shown(id_)} cannot be the id of an item: 1 to 64 letters, digits, '-' and '_' are allowed"
+            raise InvalidError(message, id=shown(id_))
+        if id_ in self.created or id_ in self.rows.items:
+            raise exists_already(id_)
+        declared = definition.properties
+        now = created = modified = self.now_ms
+        is_deleted = False
+        properties: dict[str, Value] = {}
+        for name, value in given.items():
+            kind = declared.get(name)
+            if kind is not None:
+                if not is_plain(kind.kind, value):  # the common case is decided without building a message
+                    value = fit(kind.kind, value, f"{type_}.{name}")  # noqa: PLW2901
+                properties[name] = value
+            elif name == "dateCreated":
+                created = _date(name, value)
+            elif name == "dateModified":
+                modified = _date(name, value)
+            elif name == "deleted":
+                is_deleted = _flag(name, value)
+            else:
+                self.refuse_property(type_, name)
+        if type_ == "PluginRun" and "status" in properties:
+            properties["status"] = move(id_, Status.IDLE, properties["status"])
+        self.created[id_] = len(self.changes.created)
+        self.changes.created.append(ItemRow(id_, type_, 1, created, modified, now, is_deleted, properties))
+        return Written(id_, 1, now)
+
+    def update_item(self, operation: UpdateItem) -> Written:
+        row = self.item(operation.id)
+        if row is None:
+            raise NotFoundError(f"there is no item {shown(operation.id)} to update", id=shown(operation.id))
+        if operation.expected_version is not None and operation.expected_version != row.version:
+            message = f"item {row.id!r} is at version {row.version}, not {operation.expected_version}: read it again"
+            raise ConflictError(message, id=row.id, version=row.version, expected_version=operation.expected_version)
+        declared = self.rows.schema.type(row.type).properties
+        properties = dict(row.properties)
+        created, modified, is_deleted = row.created_ms, self.now_ms, row.is_deleted
+        for name, value in operation.properties.items():
+            kind = declared.get(name)
+            if kind is not None:
+                if row.type == "PluginRun" and name == "status":
+                    self.check_run(row.id)
+                    properties[name] = move(row.id, status_of(properties.get(name)), value)
+                elif value is None:
+                    properties.pop(name, None)
+                else:
+                    properties[name] = fit(kind.kind, value, f"{row.type}.{name}")
+            elif name == "dateCreated":
+                created = _date(name, value)
+            elif name == "dateModified":
+                modified = _date(name, value)
+            elif name == "deleted":
+                is_deleted = _flag(name, value)
+            else:
+                self.refuse_property(row.type, name)
+        return self.put_item(
+            ItemRow(row.id, row.type, row.version + 1, created, modified, self.now_ms, is_deleted, properties)
+        )
+
+    def refuse_property(self, type_: str, name: str) -> NoReturn:
+        if name in SYSTEM_PROPERTIES:
+            message = f"{name} of an item cannot be written: the Pod keeps it"
+            raise InvalidError(message, property=name)
+        self.rows.schema.property(type_, name)
+        raise AssertionError(name)  # `property` has raised: only what it does not know comes here
+
+    def delete_item(self, operation: DeleteItem) -> Written:
+        row = self.item(operation.id)
+        if row is None or row.is_deleted:
+            return Written(operation.id, 0 if row is None else row.version, self.now_ms)
+        return self.put_item(
+            row._replace(
+                version=row.version + 1, modified_ms=self.now_ms, server_modified_ms=self.now_ms, is_deleted=True
+            )
+        )
+
+    def create_edge(self, operation: CreateEdge) -> None:
+        ends: list[ItemRow] = []
+        for end, id_ in (("source", operation.source), ("target", operation.target)):
+            row = self.item(id_)
+            if row is None or row.is_deleted:
+                message = f"the {end} {shown(id_)} of edge {shown(operation.name)} does not exist"
+                raise NotFoundError(message, id=shown(id_), edge=shown(operation.name))
+            ends.append(row)
+        source, target = ends
+        allowed = self.rows.schema.type(source.type).edges.get(operation.name)
+        if allowed is None:
+            known = ", ".join(sorted(self.rows.schema.type(source.type).edges)) or "none"
+            message = f"{source.type} has no edge {shown(operation.name)}; it has {known}"
+            raise InvalidError(message, type=source.type, edge=shown(operation.name))
+        if target.type not in allowed and ANY_TYPE not in allowed:
+            message = f"edge {source.type}.{operation.name} cannot lead to a {target.type}: declared is {allowed}"
+            raise InvalidError(message, type=source.type, edge=operation.name, target=target.type)
+        self.changes.edges[EdgeKey(operation.source, operation.name, operation.target)] = True
+
+    def delete_edge(self, operation: DeleteEdge) -> None:
+        self.changes.edges[EdgeKey(operation.source, operation.name, operation.target)] = False
+
+    def declare_types(self, operation: DeclareTypes) -> None:
+        joined = self.rows.schema.joined(operation.types)
+        if joined is not self.rows.schema:
+            self.rows.schema = self.changes.schema = joined
+
+    # -- runs --
+
+    def run(self, id_: str) -> ItemRow:
+        row = self.item(id_)
+        if row is None or row.type != "PluginRun":
+            message = f"there is no run {shown(id_)}" + ("" if row is None else f": that item is a {row.type}")
+            raise NotFoundError(message, id=shown(id_))
+        self.check_run(id_)
+        return row
+
+    def set_progress(self, operation: SetProgress) -> Written:
+        progress = operation.progress
+        if progress is not None and not 0 <= progress <= 1:
+            message = f"the progress of a run cannot be {shown(progress)}: it lies between 0 and 1"
+            raise InvalidError(message, run=operation.run, value=shown(progress))
+        row = self.run(operation.run)
+        return self.put_item(_with(row, {"progress": None if progress is None else float(progress)}, self.now_ms))
+
+    def move_run(self, operation: MoveRun) -> Written:
+        row = self.run(operation.run)
+        status = status_of(row.properties.get("status"))
+        wanted = move(row.id, status, operation.status)
+        error = operation.error
+        if error is not None:
+            check(error, f"the error of run {row.id!r}")
+        elif wanted is not status:
+            error = None if wanted in (Status.READY, Status.STARTED, Status.DONE) else row.properties.get("error")  # pyright: ignore[reportAssignmentType]
+        else:
+            error = row.properties.get("error")  # pyright: ignore[reportAssignmentType]
+        return self.put_item(_with(row, {"status": str(wanted), "error": error}, self.now_ms))
+
+    # -- plugin states --
+
+    def set_variable(self, operation: SetVariable) -> None:
+        key = self.variable(operation.state, operation.namespace, operation.name, operation.expected)
+        check(operation.value, f"variable {shown(operation.name)}")
+        self.rows.variables[key] = self.changes.variables[key] = operation.value
+
+    def increment_variable(self, operation: IncrementVariable) -> int | float:
+        key = self.variable(operation.state, operation.namespace, operation.name, None)
+        old = self.rows.variables.get(key, 0)
+        for number, what in ((old, f"variable {shown(operation.name)} holds {shown(old)} and"),
+                             (operation.by, f"the increment {shown(operation.by)}")):  # fmt: skip
+            if isinstance(number, str | bool):
+                message = f"{what} cannot be added to: it is no number"
+                raise InvalidError(message, variable=shown(operation.name))
+        total = cast("int | float", old) + operation.by
+        check(total, f"variable {shown(operation.name)}")
+        self.rows.variables[key] = self.changes.variables[key] = total
+        return total
+
+    def delete_variable(self, operation: DeleteVariable) -> None:
+        key = self.variable(operation.state, operation.namespace, operation.name, operation.expected)
+        self.rows.variables.pop(key, None)
+        self.changes.variables[key] = None
+
+    def variable(self, state: str, namespace: str, name: str, expected: Expected | None) -> VariableKey:
+        self.check_state(state)
+        _check_name(namespace, "a namespace", may_be_empty=True)
+        _check_name(name, "a variable", may_be_empty=True)
+        key = VariableKey(state, namespace, name)
+        if expected is not None:
+            there = self.rows.variables.get(key)
+            if type(there) is not type(expected.value) or there != expected.value:
+                is_there = "is absent" if there is None else f"is {shown(there)}"
+                wanted = "absent" if expected.value is None else shown(expected.value)
+                message = f"variable {shown(name)} {is_there}, not {wanted} as expected"
+                raise ConflictError(message, state=state, variable=shown(name))
+        return key
+
+    def point_snapshot(self, operation: PointSnapshot) -> None:
+        self.check_state(operation.state)
+        if operation.snapshot is not None:
+            _check_name(operation.snapshot, "a snapshot")
+        self.changes.snapshots[operation.state] = operation.snapshot
+
+    def ask_question(self, operation: AskQuestion) -> Question:
+        self.check_state(operation.state)
+        _check_name(operation.id, "a question")
+        _check_name(operation.key, "the key of a question")
+        for text, what in ((operation.form, "form"), (operation.default, "default"), (operation.view, "view")):
+            if text is not None:
+                check(text, f"the {what} of question {operation.key!r}")
+        for question in self.rows.questions.values():
+            if (question.state, question.key) == (operation.state, operation.key):
+                return question
+        if operation.id in self.rows.questions:
+            raise ConflictError(f"question {operation.id!r} exists already", id=operation.id)
+        return self.put_question(
+            Question(
+                id=operation.id,
+                state=operation.state,
+                run=operation.run,
+                key=operation.key,
+                form=operation.form,
+                view=operation.view,
+                deadline_ms=operation.deadline_ms,
+                default=operation.default,
+                asked_ms=self.now_ms,
+            )
+        )
+
+    def answer_question(self, operation: AnswerQuestion) -> Question:
+        question = self.rows.questions.get(operation.id)
+        if question is None:
+            raise NotFoundError(f"there is no question {shown(operation.id)}", id=shown(operation.id))
+        check(operation.answer, f"the answer to question {question.key!r}")
+        if question.answer is None:
+            return self.put_question(replace(question, answer=operation.answer, answered_ms=self.now_ms))
+        if question.answer != operation.answer:
+            message = f"question {question.key!r} was answered already, and the first answer counts"
+            raise ConflictError(message, id=question.id, answered_ms=question.answered_ms)
+        return question
+
+    def put_question(self, question: Question) -> Question:
+        self.rows.questions[question.id] = self.changes.questions[question.id] = question
+        return question
+
+    def delete_question(self, operation: DeleteQuestion) -> None:
+        question = self.rows.questions.pop(operation.id, None)
+        if question is not None:
+            self.check_state(question.state)
+            self.changes.questions[question.id] = None
+
+    # -- leases --
+
+    def claim_lease(self, operation: ClaimLease) -> Lease:
+        for text, what in ((operation.state, "a plugin state"), (operation.run, "a run"), (operation.holder, "a holder")):
+            _check_name(text, f"the id of {what}")
+        _check_duration(operation.duration_ms)
+        if self.fence is not None and self.fence.state != operation.state:
+            message = f"a run that holds plugin state {self.fence.state!r} cannot claim {operation.state!r}"
+            raise DeniedError(message, state=operation.state, held=self.fence.state)
+        lease = self.lease(operation.state).claimed(
+            run=operation.run,
+            holder=operation.holder,
+            now_ms=self.now_ms,
+            duration_ms=operation.duration_ms,
+            dead_holder=operation.dead_holder,
+        )
+        self.fence = lease.fence  # what follows in the batch is the holder's: claim and first move are one event
+        return self.put_lease(lease)
+
+    def renew_lease(self, operation: RenewLease) -> Lease:
+        _check_duration(operation.duration_ms)
+        lease = self.lease(operation.fence.state)
+        return self.put_lease(lease.renewed(operation.fence, now_ms=self.now_ms, duration_ms=operation.duration_ms))
+
+    def release_lease(self, operation: ReleaseLease) -> Lease:
+        return self.put_lease(self.lease(operation.fence.state).released(operation.fence))
+
+    def end_lease(self, operation: EndLease) -> Lease:
+        self.refuse_fenced(operation.state)
+        return self.put_lease(self.lease(operation.state).ended())
+
+    def cancel_lease(self, operation: CancelLease) -> Lease:
+        self.refuse_fenced(operation.state)
+        return self.put_lease(self.lease(operation.state).cancelled())
+
+    def refuse_fenced(self, state: str) -> None:
+        if self.fence is not None:
+            message = f"a run cannot take plugin state {shown(state)} from its holder: only the owner can"
+            raise DeniedError(message, state=shown(state))
+        _check_name(state, "the id of a plugin state")
+
+
+_HANDLERS: Final[Mapping[type, Callable[[_Evaluation, Any], Result]]] = {
+    DeclareTypes: _Evaluation.declare_types,
+    CreateItem: _Evaluation.create_item,
+    UpdateItem: _Evaluation.update_item,
+    DeleteItem: _Evaluation.delete_item,
+    CreateEdge: _Evaluation.create_edge,
+    DeleteEdge: _Evaluation.delete_edge,
+    SetVariable: _Evaluation.set_variable,
+    IncrementVariable: _Evaluation.increment_variable,
+    DeleteVariable: _Evaluation.delete_variable,
+    SetProgress: _Evaluation.set_progress,
+    MoveRun: _Evaluation.move_run,
+    PointSnapshot: _Evaluation.point_snapshot,
+    AskQuestion: _Evaluation.ask_question,
+    AnswerQuestion: _Evaluation.answer_question,
+    DeleteQuestion: _Evaluation.delete_question,
+    ClaimLease: _Evaluation.claim_lease,
+    RenewLease: _Evaluation.renew_lease,
+    ReleaseLease: _Evaluation.release_lease,
+    EndLease: _Evaluation.end_lease,
+    CancelLease: _Evaluation.cancel_lease,
+}
+
+
+def exists_already(id_: str) -> ConflictError:
+    """Return the error for creating an item under an id that is taken."""
+    return ConflictError(f"item {id_!r} exists already", id=id_)
+
+
+def _with(row: ItemRow, properties: Mapping[str, Value | None], now_ms: int) -> ItemRow:
+    merged = {**row.properties, **properties}
+    kept = {name: value for name, value in merged.items() if value is not None}
+    return row._replace(
+        version=row.version + 1, modified_ms=now_ms, server_modified_ms=now_ms, properties=kept
+    )
+
+
+def _date(name: str, value: object) -> int:
+    return cast("int", fit(SYSTEM_PROPERTIES[name].kind, value, name))
+
+
+def _flag(name: str, value: object) -> bool:
+    return cast("bool", fit(SYSTEM_PROPERTIES[name].kind, value, name))
+
+
+def _check_name(text: str, what: str, *, may_be_empty: bool = False) -> None:
+    check(text, what)
+    if len(text) > MAX_NAME or (not text and not may_be_empty):
+        message = f"{shown(text)} cannot name {what}: 1 to {MAX_NAME} characters are allowed"
+        raise InvalidError(message, name=shown(text))
+
+
+def _check_duration(duration_ms: int) -> None:
+    if not 0 < duration_ms <= MAX_LEASE_MS:
+        message = f"a lease of {shown(duration_ms)} ms cannot be claimed: at most {MAX_LEASE_MS} ms are allowed"
+        raise InvalidError(message, duration_ms=shown(duration_ms))

@@ -1,0 +1,391 @@
+"""What can be written to a Pod: a frozen list of operations with preconditions, and its JSON form.
+
+A batch says what is to happen; `evaluation` decides whether it may. Both forms of a batch, this one and its JSON, mean
+exactly the same, so a store far away applies what a store in this process would have applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any, Final, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from holdfast.errors import InvalidError
+from holdfast.items import TypeDefinition
+from holdfast.runs import Fence, Status
+from holdfast.values import Value, check, shown
+
+MAX_OPERATIONS: Final = 50_000
+MAX_BYTES: Final = 64 * 2**20
+"""Of all names and values in a batch, text as UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeclareTypes:
+    """Add type definitions to the schema. An equal definition is a no-op, a conflicting one a ConflictError."""
+
+    types: tuple[TypeDefinition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateItem:
+    """Create one item. ConflictError if ``id`` exists, even deleted; InvalidError if its schema says no."""
+
+    id: str
+    type: str
+    properties: Mapping[str, Value] = field(default_factory=dict[str, Value])
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateItem:
+    """Set properties of one item; None erases one. The others stay.
+
+    NotFoundError if there is no such item; ConflictError if ``expected_version`` is given and another has been
+    written since. Setting ``status`` of a PluginRun is a move of that run, with a move's rules.
+    """
+
+    id: str
+    properties: Mapping[str, Value | None]
+    expected_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteItem:
+    """Mark one item as deleted; nothing happens if it is absent or deleted already."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateEdge:
+    """Link two items; nothing happens if that edge exists. NotFoundError if one of the items does not."""
+
+    source: str
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteEdge:
+    """Remove one link; nothing happens if it is absent."""
+
+    source: str
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A precondition on a variable: it has this value, type included; None: it is absent."""
+
+    value: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetVariable:
+    """Set one variable of a plugin state. ConflictError if ``expected`` is given and is not what is there."""
+
+    state: str
+    name: str
+    value: Value
+    namespace: str = ""
+    expected: Expected | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IncrementVariable:
+    """Add to one variable; an absent one counts as 0. The result is the new value.
+
+    InvalidError if it holds text or a boolean, or if the sum is beyond 64 bits or not finite.
+    """
+
+    state: str
+    name: str
+    by: int | float = 1
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVariable:
+    """Remove one variable; nothing happens if it is absent, unless ``expected`` says otherwise."""
+
+    state: str
+    name: str
+    namespace: str = ""
+    expected: Expected | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetProgress:
+    """Say how far a run is, from 0 to 1; None: unknown."""
+
+    run: str
+    progress: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRun:
+    """Move a run to another status, with the reason if that is an error; ConflictError if the move is not legal."""
+
+    run: str
+    status: Status
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PointSnapshot:
+    """Say which snapshot a plugin state resumes from: the name of its directory; None: from none."""
+
+    state: str
+    snapshot: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AskQuestion:
+    """Store a question of a run to its user; the result is the `Question` as stored.
+
+    A plugin state has one question under a ``key``: asking it again answers the one that is there. ``form``,
+    ``default`` are JSON texts; ``deadline_ms`` is in milliseconds since 1970.
+    """
+
+    id: str
+    state: str
+    run: str
+    key: str
+    form: str
+    view: str | None = None
+    deadline_ms: int | None = None
+    default: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerQuestion:
+    """Store the user's answer, a JSON text. The first writer wins.
+
+    The same answer again is a no-op, another one a ConflictError; NotFoundError if there is no such question.
+    """
+
+    id: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteQuestion:
+    """Forget a question, so that its key can be asked anew; nothing happens if it is absent."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimLease:
+    """Claim a plugin state for a run; the result is the `Lease`. ConflictError names the run that has it."""
+
+    state: str
+    run: str
+    holder: str
+    duration_ms: int
+    dead_holder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewLease:
+    """Make the lease last again; the result is the `Lease`, with any request to stop. FencedError if superseded."""
+
+    fence: Fence
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseLease:
+    """Give the lease back; FencedError if superseded."""
+
+    fence: Fence
+
+
+@dataclass(frozen=True, slots=True)
+class EndLease:
+    """Take the lease away from whoever holds it: the owner's right. Its writes are refused from now on."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelLease:
+    """Ask the holder of a plugin state to stop; it learns so with its next renewal."""
+
+    state: str
+
+
+Operation = (
+    DeclareTypes
+    | CreateItem
+    | UpdateItem
+    | DeleteItem
+    | CreateEdge
+    | DeleteEdge
+    | SetVariable
+    | IncrementVariable
+    | DeleteVariable
+    | SetProgress
+    | MoveRun
+    | PointSnapshot
+    | AskQuestion
+    | AnswerQuestion
+    | DeleteQuestion
+    | ClaimLease
+    | RenewLease
+    | ReleaseLease
+    | EndLease
+    | CancelLease
+)
+
+_SEPARATOR = "_"
+
+
+def _wire_name(kind: type) -> str:
+    return "".join(_SEPARATOR + letter.lower() if letter.isupper() else letter for letter in kind.__name__).lstrip("_")
+
+
+OPERATIONS: Final[Mapping[str, type[Operation]]] = {
+    _wire_name(kind): kind for kind in cast("tuple[type[Operation], ...]", Operation.__args__)
+}
+"""Every operation by its name in the JSON form: ``create_item`` and so on."""
+
+_NAMES: Final = {kind: name for name, kind in OPERATIONS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """All of these operations, in this order, or none of them.
+
+    Args:
+        operations: At most `MAX_OPERATIONS`, of at most `MAX_BYTES` altogether.
+        fence: The right of the run that writes; None for its owner, who is refused what a run holds.
+
+    Raises:
+        InvalidError: It is too long or too large.
+    """
+
+    operations: tuple[Operation, ...]
+    fence: Fence | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.operations) > MAX_OPERATIONS:
+            message = f"a batch of {len(self.operations):,} operations is too long: at most {MAX_OPERATIONS:,} can be"
+            raise InvalidError(
+                message + " applied together", operations=len(self.operations), max_operations=MAX_OPERATIONS
+            )
+        size = sum(map(size_bytes, self.operations))
+        if size > MAX_BYTES:
+            largest, at = max((size_bytes(operation), at) for at, operation in enumerate(self.operations))
+            name = _NAMES[type(self.operations[at])]
+            message = (
+                f"a batch of {size / 2**20:.1f} MiB is too large: at most {MAX_BYTES // 2**20} MiB can be applied "
+                f"together (the largest of its operations is number {at}, {name}, with {largest / 2**20:.1f} MiB)"
+            )
+            raise InvalidError(message, bytes=size, max_bytes=MAX_BYTES, operation=at)
+
+    def to_json(self) -> bytes:
+        """Return the JSON form.
+
+        ``{"operations": [{"op": "set_variable", "state": "s1", "name": "cursor", "value": 7, "namespace": "",
+        "expected": null}], "fence": {"state": "s1", "epoch": 3, "holder": "h1"}}``
+
+        Raises:
+            InvalidError: An operation holds what no store can hold, and JSON neither.
+        """
+        fence = b"null" if self.fence is None else to_json(_plain(self.fence))
+        operations = b",".join(_write(at, operation) for at, operation in enumerate(self.operations))
+        return b'{"operations":[%b],"fence":%b}' % (operations, fence)
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Batch:
+        """Return the batch whose JSON form is ``text``; what may be left out is what has a default.
+
+        Raises:
+            InvalidError: It is no JSON, or not the form of a batch; the message says which operation is wrong and how.
+        """
+        try:
+            document = from_json(text, allow_inf_nan=False)
+        except ValueError as exc:
+            message = f"a batch must be JSON: {exc}"
+            raise InvalidError(message) from exc
+        if not isinstance(document, dict):
+            message = f"a batch must be an object with 'operations', not {shown(document)}"
+            raise InvalidError(message)
+        found = cast("dict[str, Any]", document)
+        if not isinstance(found.get("operations"), list) or not found.keys() <= {"operations", "fence"}:
+            message = "a batch must have a list 'operations', may have a 'fence', and nothing else"
+            raise InvalidError(message)
+        if len(found["operations"]) > MAX_OPERATIONS:  # before the work of reading each
+            return cls((DeleteItem("x"),) * len(found["operations"]))
+        operations = tuple(_read(at, operation) for at, operation in enumerate(found["operations"]))
+        fence = None if found.get("fence") is None else _build(Fence, found["fence"], "the fence of a batch")
+        return cls(operations, fence)
+
+
+def size_bytes(operation: Operation) -> int:
+    """Return how much of `MAX_BYTES` an operation takes: its texts as UTF-8, and 16 for each other value or name."""
+    if type(operation) in (CreateItem, UpdateItem):
+        total = 96
+        for value in operation.properties.values():  # pyright: ignore[reportAttributeAccessIssue]
+            total += 16 if type(value) is not str else _text_bytes(value)
+        return total
+    if type(operation) in (CreateEdge, DeleteEdge, DeleteItem):
+        return 96
+    total = 96
+    for each in fields(operation):
+        value = getattr(operation, each.name)
+        total += _text_bytes(value) if isinstance(value, str) else 16
+    return total
+
+
+def _text_bytes(text: str) -> int:
+    # Text that is not ASCII is rare; text that cannot be encoded is refused later, by name.
+    return len(text) + 16 if text.isascii() else len(text.encode("utf-8", "replace")) + 16
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
+def _write(at: int, operation: Operation) -> bytes:
+    name = _NAMES[type(operation)]
+    document = _plain(operation)
+    for key, value in {**document, **(document.get("properties") or {})}.items():
+        if isinstance(value, str | int | float):
+            check(value, f"{key!r} of operation {at}, {name},")  # NaN would silently become null, a surrogate a crash
+    return to_json({"op": name, **document})
+
+
+def _read(at: int, document: Any) -> Operation:
+    what = f"operation {at}"
+    if not isinstance(document, dict):
+        message = f"{what} must be an object with an 'op', not {shown(document)}"
+        raise InvalidError(message, operation=at)
+    values = cast("dict[str, Any]", document)
+    name = values.get("op")
+    kind = OPERATIONS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        message = f"{what} cannot be {shown(name)}: an 'op' is one of {', '.join(OPERATIONS)}"
+        raise InvalidError(message, operation=at)
+    return _build(kind, {key: value for key, value in values.items() if key != "op"}, f"{what}, {name},")
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _build(kind: type[Any], document: Any, what: str) -> Any:
+    try:
+        return _adapter(kind).validate_json(to_json(document), strict=True, extra="forbid")
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = f"{what} has a wrong {where!r}, {shown(first['input'])}: {first['msg']}"
+        raise InvalidError(message, field=where) from exc
