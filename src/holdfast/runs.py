@@ -172,7 +172,7 @@ class Lease:
 
     def ended(self) -> Lease:
         """Return the lease after its owner took it away: every write of the former holder is refused from now on."""
-        return Lease(state=self.state, epoch=self.epoch + 1)
+        return Lease(state=self.state, epoch=self.epoch + 1) if self.holder else self
 
     def cancelled(self) -> Lease:
         """Return the lease with the request to its holder to stop; without a holder, the lease as it is."""
@@ -184,7 +184,7 @@ class Lease:
         Raises:
             FencedError: It is not.
         """
-        if (self.epoch, self.holder) != (fence.epoch, fence.holder):
+        if not fence.holder or (self.epoch, self.holder) != (fence.epoch, fence.holder):
             taken = f"taken over by run {self.run!r}" if self.holder else "taken from it"
             message = f"plugin state {fence.state!r} was {taken} (epoch {self.epoch}, not {fence.epoch})"
             raise FencedError(message, state=fence.state, epoch=self.epoch, fenced_epoch=fence.epoch, run=self.run)

@@ -40,7 +40,7 @@ from holdfast.store.operations import (
     SetVariable,
     UpdateItem,
 )
-from holdfast.values import Value, check, fit, is_plain, item_id, shown
+from holdfast.values import Kind, Value, check, fit, is_plain, item_id, shown
 
 MAX_NAME: Final = 1024
 """Characters in the name of a variable, a namespace, a snapshot or the key of a question."""
@@ -135,7 +135,7 @@ class Changes:
 
     schema: Schema | None = None
     created: list[ItemRow] = field(default_factory=list[ItemRow])
-    """In order; their ids were not in the batch's needs: a store refuses one that exists already."""
+    """In order; whether their ids are free was not among the batch's needs: a store refuses one that is taken."""
     updated: dict[str, ItemRow] = field(default_factory=dict[str, ItemRow])
     edges: dict[EdgeKey, bool] = field(default_factory=dict[EdgeKey, bool])
     """True: it shall exist; False: it shall not."""
@@ -152,7 +152,8 @@ def needs(batch: Batch) -> Needs:
     for operation in batch.operations:
         match operation:
             case CreateItem():
-                created.add(operation.id)
+                if operation.id not in found.items:  # what was spoken of before may exist, and decides what happens
+                    created.add(operation.id)
             case UpdateItem():
                 found.items.add(operation.id)
                 if "status" in operation.properties:
@@ -220,7 +221,9 @@ class _Evaluation:
         self.now_ms = now_ms
         self.changes = Changes()
         self.created: dict[str, int] = {}
-        self.runs = {lease.run: lease.state for lease in rows.leases.values() if lease.run}
+        # A lease that lapsed names its run still; the one that the same run holds now counts, and comes last.
+        leases = sorted(rows.leases.values(), key=lambda lease: lease.is_held(now_ms))
+        self.runs = {lease.run: lease.state for lease in leases if lease.run}
 
     # -- rights --
 
@@ -232,6 +235,8 @@ class _Evaluation:
         return self.rows.leases.get(state) or Lease(state=state)
 
     def put_lease(self, lease: Lease) -> Lease:
+        if lease == self.lease(lease.state):
+            return lease
         self.rows.leases[lease.state] = self.changes.leases[lease.state] = lease
         if lease.run:
             self.runs[lease.run] = lease.state
@@ -301,7 +306,7 @@ class _Evaluation:
             else:
                 self.refuse_property(type_, name)
         if type_ == "PluginRun" and "status" in properties:
-            properties["status"] = move(id_, Status.IDLE, properties["status"])
+            properties["status"] = str(move(id_, Status.IDLE, status_of(properties["status"])))
         self.created[id_] = len(self.changes.created)
         self.changes.created.append(ItemRow(id_, type_, 1, created, modified, now, is_deleted, properties))
         return Written(id_, 1, now)
@@ -321,7 +326,7 @@ class _Evaluation:
             if kind is not None:
                 if row.type == "PluginRun" and name == "status":
                     self.check_run(row.id)
-                    properties[name] = move(row.id, status_of(properties.get(name)), value)
+                    properties[name] = str(move(row.id, status_of(properties.get(name)), value))
                 elif value is None:
                     properties.pop(name, None)
                 else:
@@ -423,6 +428,7 @@ class _Evaluation:
     def increment_variable(self, operation: IncrementVariable) -> int | float:
         key = self.variable(operation.state, operation.namespace, operation.name, None)
         old = self.rows.variables.get(key, 0)
+        check(operation.by, f"the increment of variable {shown(operation.name)}")
         for number, what in ((old, f"variable {shown(operation.name)} holds {shown(old)} and"),
                              (operation.by, f"the increment {shown(operation.by)}")):  # fmt: skip
             if isinstance(number, str | bool):
@@ -462,6 +468,9 @@ class _Evaluation:
         self.check_state(operation.state)
         _check_name(operation.id, "a question")
         _check_name(operation.key, "the key of a question")
+        _check_name(operation.run, "a run")
+        if operation.deadline_ms is not None:
+            fit(Kind.DATETIME, operation.deadline_ms, f"the deadline of question {operation.key!r}")
         for text, what in ((operation.form, "form"), (operation.default, "default"), (operation.view, "view")):
             if text is not None:
                 check(text, f"the {what} of question {operation.key!r}")

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from holdfast.errors import InvalidError
 from holdfast.items import TypeDefinition
@@ -298,7 +298,7 @@ class Batch:
         Raises:
             InvalidError: An operation holds what no store can hold, and JSON neither.
         """
-        fence = b"null" if self.fence is None else to_json(_plain(self.fence))
+        fence = b"null" if self.fence is None else _dump(_plain(self.fence), "the fence of a batch")
         operations = b",".join(_write(at, operation) for at, operation in enumerate(self.operations))
         return b'{"operations":[%b],"fence":%b}' % (operations, fence)
 
@@ -340,6 +340,7 @@ def size_bytes(operation: Operation) -> int:
     total = 96
     for each in fields(operation):
         value = getattr(operation, each.name)
+        value = value.value if isinstance(value, Expected) else value
         total += _text_bytes(value) if isinstance(value, str) else 16
     return total
 
@@ -356,10 +357,22 @@ def _plain(value: Any) -> dict[str, Any]:
 def _write(at: int, operation: Operation) -> bytes:
     name = _NAMES[type(operation)]
     document = _plain(operation)
-    for key, value in {**document, **(document.get("properties") or {})}.items():
-        if isinstance(value, str | int | float):
-            check(value, f"{key!r} of operation {at}, {name},")  # NaN would silently become null, a surrogate a crash
-    return to_json({"op": name, **document})
+    properties = cast("Mapping[str, Any]", document.get("properties") or {})
+    plain: dict[str, Any] = {key: value for key, value in document.items() if isinstance(value, str | int | float)}
+    if isinstance(expected := document.get("expected"), Expected):
+        plain["expected"] = expected.value
+    for key, value in (*plain.items(), *properties.items()):
+        if value is not None:  # JSON would turn bytes into text, and has no form for NaN
+            check(value, f"{key!r} of operation {at}, {name},")
+    return _dump({"op": name, **document}, f"operation {at}, {name},")
+
+
+def _dump(document: dict[str, Any], what: str) -> bytes:
+    try:
+        return to_json(document)
+    except PydanticSerializationError as exc:
+        message = f"{what} holds what JSON cannot: {exc}"
+        raise InvalidError(message) from exc
 
 
 def _read(at: int, document: Any) -> Operation:

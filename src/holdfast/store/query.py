@@ -118,7 +118,7 @@ def query_from(fields: Mapping[str, Any], schema: Schema) -> Query:
             case "_offset":
                 named["offset"] = _count(key, value)
             case "_sortOrder":
-                if value not in _ORDERS:
+                if not isinstance(value, str) or value not in _ORDERS:
                     raise _wrong(key, value, "'Asc' or 'Desc'")
                 named["is_descending"] = _ORDERS[value]
             case "deleted":
@@ -146,7 +146,7 @@ def _condition(key: str, value: Any, type_: str | None, schema: Schema) -> Condi
             raise _wrong(key, value, "a value to compare with")
         return Condition(name, comparison, None)
     error: InvalidError | None = None
-    for kind in {found.kind for found in declared}:
+    for kind in sorted({found.kind for found in declared}):
         try:
             return Condition(name, comparison, fit(kind, value, f"{name!r} in a search"))
         except InvalidError as exc:

@@ -1,0 +1,66 @@
+"""Stateful plugins that carry on from where they were.
+
+Every name here is loaded when it is first used, so `import holdfast` alone costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+# The one table of public names. __init__.pyi tells type checkers the same; a test holds the two equal. Modules of the
+# package never import from here: they would import everything above them.
+_PUBLIC: Final = {
+    "Account": "items",
+    "CVUStoredDefinition": "items",
+    "CategoricalLabel": "items",
+    "ConflictError": "errors",
+    "DamagedError": "errors",
+    "Dataset": "items",
+    "DatasetEntry": "items",
+    "DeniedError": "errors",
+    "Edge": "items",
+    "EmailMessage": "items",
+    "FencedError": "errors",
+    "Field": "items",
+    "File": "items",
+    "HoldfastError": "errors",
+    "InvalidError": "errors",
+    "Item": "items",
+    "Message": "items",
+    "NotFoundError": "errors",
+    "PersistentState": "items",
+    "Person": "items",
+    "Photo": "items",
+    "Plugin": "items",
+    "PluginError": "errors",
+    "PluginRun": "items",
+    "PodClient": "context",
+    "Secret": "items",
+    "Settings": "context",
+    "UnavailableError": "errors",
+}
+"""The module of this package in which each public name is defined."""
+
+__all__ = list(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll] -- checkers read __init__.pyi
+
+
+def __getattr__(name: str) -> object:
+    """Load the public name ``name`` and keep it, so that it is loaded once."""
+    if name == "__version__":
+        # Here, because reading the metadata of what is installed costs more than all else in this file.
+        from importlib.metadata import version
+
+        value: object = version("holdfast")
+    elif name in _PUBLIC:
+        value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    else:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message, name=name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not, and those that every module has."""
+    return sorted({*globals(), *_PUBLIC, "__version__"})
