@@ -223,7 +223,7 @@ def _release_in_child() -> None:
     _forking.release()
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_release_in_child)
 
 
@@ -655,7 +655,7 @@ class Disk:
                 return True  # shared is exclusive there
             if shared:
                 return self._try_lock(fd, shared=True)
-            _unlock(fd)
+            _unlock(fd)  # Linux would lose it by the first try, macOS keep it through the last
             deadline = None if wait_s is None else self._monotonic() + wait_s
             return self._take(fd, shared=False, deadline=deadline) and _is_at(fd, path)
 

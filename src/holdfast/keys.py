@@ -355,6 +355,11 @@ class Envelope:
         wrapped_key = wrap(data_key, under, purpose=_purpose(inside), owner=identity.owner_key)
         return cls(owner=identity.owner_key, key_id=key_id(under), data_key_id=inside, wrapped_key=wrapped_key)
 
+    @classmethod
+    def bare(cls, data_key: bytes) -> Self:
+        """Return an envelope that only names ``data_key``: for a file whose key is kept elsewhere; nobody opens it."""
+        return cls(owner="", key_id="", data_key_id=key_id(data_key), wrapped_key=b"")
+
     def open(self, identity: Identity) -> bytes:
         """Return the data key.
 
@@ -433,12 +438,12 @@ class Envelope:
 
 
 _MEMBERS: Final = {
-    "owner": re.compile(r"[0-9a-f]{64}"),
-    "key_id": re.compile(r"[0-9a-f]{16}"),
+    "owner": re.compile(r"(?:[0-9a-f]{64})?"),
+    "key_id": re.compile(r"(?:[0-9a-f]{16})?"),
     "data_key_id": re.compile(r"[0-9a-f]{16}"),
-    "wrapped_key": re.compile(rf"[0-9a-f]{{{2 * WRAPPED_BYTES}}}"),
+    "wrapped_key": re.compile(rf"(?:[0-9a-f]{{{2 * WRAPPED_BYTES}}})?"),
 }
-"""The members of an envelope between format and check, in their order, and what each looks like."""
+"""The members of an envelope between format and check, in their order, and what each looks like; empty in a bare one."""
 
 
 def _purpose(data_key_id: str) -> str:

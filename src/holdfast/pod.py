@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any, Final, Self
 
 from holdfast.errors import ConflictError, HoldfastError, InvalidError, NotFoundError
@@ -59,16 +58,14 @@ from holdfast.store import (
 )
 from holdfast.values import Value, from_ms, item_id, shown
 
+_Effect = tuple[Callable[[Any, Any, Any], None] | None, Callable[[Any, Any], None] | None, Any, Any]
+"""What one operation means for an item: ``settle(item, memory, result)`` once it is committed, ``undo(item, memory)``
+if it is given up; item; memory. Tuples, because a hundred thousand of them are made at once."""
+
 _Dates = tuple[tuple[str, object], ...]
 """The dates of an item that the Pod sets with a write, each with what the item held before."""
 
-_UNDATED: Final[_Dates] = (("dateCreated", None), ("dateModified", None))
-
-_Settle = Callable[[Any], None] | None
-"""What to do with the result of an operation once it is committed."""
-
-_Undo = Callable[[], None] | None
-"""How an item becomes again what it was before the operation was collected."""
+_NEW: Final[_Dates] = (("dateCreated", None), ("dateModified", None))
 
 _Made = dict[tuple[str, type[Item]], Item]
 """The items of one answer, by id and class: an item that occurs twice in it is one object."""
@@ -347,11 +344,11 @@ class Pod:
     def add(self, operation: Operation, on_result: Callable[[Result], None] | None = None) -> None:
         """Write any operation: with the block inside a transaction, else at once.
 
-        ``on_result`` is called with its result when the batch is committed and its items know it, and not if it is
-        not committed. What it raises reaches the caller, and undoes nothing.
+        ``on_result`` is called with its result when the batch is committed, in the order of its operations, and not if
+        it is not committed. What it raises reaches the caller, and undoes nothing.
         """
         with self._collecting() as work:
-            work.add(operation, None if on_result is None else lambda result: work.later.append((on_result, result)))
+            work.add(operation, on_result and (lambda _, on_result, result: on_result(result), None, None, on_result))
 
     @contextmanager
     def transaction(self) -> Generator[None]:
@@ -464,18 +461,15 @@ class Pod:
     # -- writing: from items to operations ----------------------------------------------------------------------------
 
     def _create(self, work: _Work, item: Item) -> None:
-        values, given = vars(item), item.id
+        values = vars(item)
+        given = values["id"]
         if _origin_of(item) is not None:
             message = f"{shown(item)} cannot be created: it was written or read before; update_item writes its changes"
             raise ConflictError(message, id=given)
         id_ = given or new_id()
         properties = properties_of(item)
-        dates = _UNDATED
-        if "dateCreated" in properties or "dateModified" in properties:
-            dates = tuple(date for date in _UNDATED if date[0] not in properties)
         # First how to undo, then what is to be undone: this may be interrupted anywhere.
-        operation = CreateItem(id_, type(item).__name__, properties)
-        work.add(operation, partial(_settle, item, dates), partial(_give_up, item, given, None))
+        work.add(CreateItem(id_, type(item).__name__, properties), (_settle, _undo, item, (given, None, _NEW)))
         values["id"] = id_
         _put_origin(item, Origin(properties, dict.fromkeys(edge_targets(type(item)), ()), 0))
 
@@ -487,21 +481,22 @@ class Pod:
         if not changes and origin is not None and (expected_version is None or not any(edge_changes_of(item))):
             return
         dates = () if "dateModified" in changes else (("dateModified", item.dateModified),)
-        operation = UpdateItem(id_, changes, expected_version)
-        work.add(operation, partial(_settle, item, dates), partial(_give_up, item, id_, origin))
+        work.add(UpdateItem(id_, changes, expected_version), (_settle, _undo, item, (id_, origin, dates)))
         edges, version = ({}, 0) if origin is None else (origin.edges, origin.version)
         _put_origin(item, Origin(properties_of(item), edges, version))
 
     def _delete(self, work: _Work, items: Iterable[Item | str]) -> None:
         for item in _several(items, (Item, str)):
-            id_ = _id_of(item, "an item to delete")
-            work.add(DeleteItem(id_), partial(_settle_deleted, item) if isinstance(item, Item) else None)
+            effect = (_settle_deleted, None, item, None) if isinstance(item, Item) else None
+            work.add(DeleteItem(_id_of(item, "an item to delete")), effect)
 
     def _link(self, work: _Work, item: Item) -> None:
         """Write the differences of an item's lists; after all items of the call, so that each has its id."""
         origin = _origin_of(item)
+        if origin is None or not edge_targets(type(item)):
+            return
         added, removed = edge_changes_of(item)
-        if origin is None or not (added or removed):
+        if not (added or removed):
             return
         id_ = _id_of(item, "the source of an edge")
         known = {name: dict.fromkeys(ids) for name, ids in origin.edges.items()}
@@ -515,9 +510,8 @@ class Pod:
             operations.append(DeleteEdge(id_, name, target_id))
             del known[name][target_id]
         # The last one stands for all of them: if a part ends before it, all are still to be written, which is harmless.
-        undo = partial(_give_up_edges, item, origin.edges)
         for operation in operations:
-            work.add(operation, None, undo if operation is operations[-1] else None)
+            work.add(operation, (None, _undo_edges, item, origin.edges) if operation is operations[-1] else None)
         edges = {name: tuple(ids) for name, ids in known.items()}
         _put_origin(item, Origin(origin.properties, edges, origin.version))
 
@@ -525,12 +519,12 @@ class Pod:
         source, target, name = edge.source, edge.target, edge.name
         operation = kind(_id_of(source, "the source of an edge"), name, _id_of(target, "the target of an edge"))
         if isinstance(source, str):
-            return work.add(operation)
+            return work.add(operation, None)
         if kind is CreateEdge and isinstance(target, Item):
             self._allow(work, source, name, target)
         # All edges of one list are settled together: one after the other, each would search the whole list.
         _, done = work.lists.setdefault((id(source), name), (source, []))
-        return work.add(operation, lambda _: done.append((target, kind is CreateEdge)))
+        return work.add(operation, (_settle_edge, None, done, (target, kind is CreateEdge)))
 
     def _allow(self, work: _Work, item: Item, name: str, target: Item) -> None:
         """Let an edge lead to a subclass of what its class declares: the schema knows types, not who inherits whom."""
@@ -547,7 +541,7 @@ class Pod:
                 return
         # Only what is declared is widened. An edge that the Pod does not know is the store's to refuse, by name.
         if leads_to and isinstance(target, edge_targets(type(item)).get(name, ())):
-            work.add(DeclareTypes((TypeDefinition(key[0], edges={name: (key[2],)}),)))
+            work.add(DeclareTypes((TypeDefinition(key[0], edges={name: (key[2],)}),)), None)
 
     # -- writing: from operations to batches --------------------------------------------------------------------------
 
@@ -561,13 +555,13 @@ class Pod:
         """Give one call where to put its operations: into the open block, or into work that is committed after it."""
         block = self._block()
         work = block or _Work()
-        mark = work.mark()
+        mark = len(work.operations), work.size_bytes
         try:
             yield work
-            if block or not in_parts:
-                work.check_fits()
+            if block:
+                work.check_fits(mark[0])
         except BaseException:
-            work.undo(mark)
+            work.undo(*mark)
             raise
         if not block:
             self._commit(work, in_parts=in_parts, on_progress=on_progress)
@@ -575,85 +569,79 @@ class Pod:
     def _commit(
         self, work: _Work, *, in_parts: bool = False, on_progress: Callable[[int, int], None] | None = None
     ) -> None:
-        steps = work.steps
+        operations = work.operations
         committed = 0
         try:
-            for start, stop in pairwise([*work.starts, len(steps)] if steps else ()):
-                batch = Batch(tuple([operation for operation, _, _ in steps[start:stop]]), self._fence)
+            for batch in _batches(tuple(operations), self._fence, in_parts=in_parts) if operations else ():
                 results = self._store.apply(batch)
-                committed = stop
-                for (_, settle, _), result in zip(steps[start:stop], results, strict=True):
-                    if settle is not None:
-                        settle(result)
+                start, committed = committed, committed + len(results)
+                for effect, result in zip(work.effects[start:committed], results, strict=True):
+                    if effect is not None and effect[0] is not None:
+                        effect[0](effect[2], effect[3], result)
                 if on_progress is not None:
-                    on_progress(stop, len(steps))
+                    on_progress(committed, len(operations))
         except BaseException as exc:
-            work.undo((committed, 0))
+            work.undo(committed)
             if in_parts:
-                _say_where(exc, [operation for operation, _, _ in steps])
+                _say_where(exc, operations)
             raise
         finally:
-            work.finish()
+            for (_, name), (item, done) in work.lists.items():
+                _settle_list(item, name, done)
 
 
 class _Work:
-    """Operations that were collected and are not committed yet, and what is to be done when they are, or are not."""
+    """Operations that were collected and are not committed yet, and what they mean for items."""
 
     def __init__(self) -> None:
-        self.steps: list[tuple[Operation, _Settle, _Undo]] = []
-        self.starts = [0]
-        """Where each part begins that fits into one batch."""
+        self.operations: list[Operation] = []
+        self.effects: list[_Effect | None] = []
         self.lists: dict[tuple[int, str], tuple[Item, list[tuple[Item | str, bool]]]] = {}
-        """Lists of items whose edges were given one by one: which of them are committed, and if they were created."""
-        self.later: list[tuple[Callable[[Result], None], Result]] = []
+        """Lists of items whose edges are given one by one: those that are committed, and whether they were created."""
         self.asked: set[tuple[str, str, str]] = set()
-        self._bytes = 0
+        self.size_bytes = 0
 
-    def add(self, operation: Operation, settle: _Settle = None, undo: _Undo = None) -> None:
-        """Collect one operation; InvalidError if it is larger than a batch may be."""
-        size = size_bytes(operation)
-        at = len(self.steps)
-        if at - self.starts[-1] >= MAX_OPERATIONS or self._bytes + size > MAX_BYTES:
-            if size > MAX_BYTES:
-                what = shown(getattr(operation, "id", type(operation).__name__))
-                message = (
-                    f"{what} takes {size / 2**20:.1f} MiB: at most {MAX_BYTES // 2**20} MiB can be written at once"
-                )
-                raise InvalidError(message, operation=at, bytes=size, max_bytes=MAX_BYTES)
-            self.starts.append(at)
-            self._bytes = 0
-        self._bytes += size
-        self.steps.append((operation, settle, undo))
+    def add(self, operation: Operation, effect: _Effect | None) -> None:
+        self.operations.append(operation)
+        self.effects.append(effect)
 
-    def check_fits(self) -> None:
-        """Accept this as one batch; InvalidError if it is too long or too large."""
-        if len(self.starts) > 1:
+    def check_fits(self, start: int) -> None:
+        """Accept what a block grew by since ``start``; InvalidError if it is no batch any more."""
+        self.size_bytes += sum(map(size_bytes, self.operations[start:]))
+        if len(self.operations) > MAX_OPERATIONS or self.size_bytes > MAX_BYTES:
             message = (
-                f"{len(self.steps):,} operations cannot be written together: at most {MAX_OPERATIONS:,} can be, of at "
-                f"most {MAX_BYTES // 2**20} MiB; bulk_action outside a transaction writes in parts"
+                f"a transaction cannot hold {len(self.operations):,} operations of {self.size_bytes / 2**20:.1f} MiB: "
+                f"at most {MAX_OPERATIONS:,} of {MAX_BYTES // 2**20} MiB can be written together"
             )
-            raise InvalidError(message, operations=len(self.steps), max_operations=MAX_OPERATIONS, max_bytes=MAX_BYTES)
+            facts = {"operations": len(self.operations), "bytes": self.size_bytes}
+            raise InvalidError(message, **facts, max_operations=MAX_OPERATIONS, max_bytes=MAX_BYTES)
 
-    def mark(self) -> tuple[int, int]:
-        """Return where this ends now, for `undo`."""
-        return len(self.steps), self._bytes
-
-    def undo(self, mark: tuple[int, int] = (0, 0)) -> None:
-        """Give up what was collected since ``mark``, the latest first."""
-        at, self._bytes = mark
-        for _, _, undo in reversed(self.steps[at:]):
-            if undo is not None:
-                undo()
-        del self.steps[at:], self.starts[1:]
+    def undo(self, start: int = 0, size: int = 0) -> None:
+        """Give up what was collected from ``start`` on, the latest first."""
+        for effect in reversed(self.effects[start:]):
+            if effect is not None and effect[1] is not None:
+                effect[1](effect[2], effect[3])
+        del self.operations[start:], self.effects[start:]
         self.asked.clear()
+        self.size_bytes = size
 
-    def finish(self) -> None:
-        """Settle what is settled once, whatever was committed; then what others asked to be told."""
-        for (_, name), (item, done) in self.lists.items():
-            if done:
-                _settle_list(item, name, done)
-        for on_result, result in self.later:
-            on_result(result)
+
+def _batches(operations: tuple[Operation, ...], fence: Fence | None, *, in_parts: bool) -> list[Batch]:
+    """Return the batches that hold ``operations`` in their order: one, or as many as their size makes necessary."""
+    if in_parts and len(operations) > MAX_OPERATIONS:
+        cuts = range(0, len(operations), MAX_OPERATIONS)
+        parts = [_batches(operations[at : at + MAX_OPERATIONS], fence, in_parts=True) for at in cuts]
+        return [batch for part in parts for batch in part]
+    try:
+        return [Batch(operations, fence)]
+    except InvalidError:
+        if not in_parts or len(operations) == 1:
+            raise
+        middle = len(operations) // 2
+        return [
+            *_batches(operations[:middle], fence, in_parts=True),
+            *_batches(operations[middle:], fence, in_parts=True),
+        ]
 
 
 # -- what an item in the program's hands learns -----------------------------------------------------------------------
@@ -667,35 +655,51 @@ def _put_origin(item: Item, origin: Origin | None) -> None:
     object.__setattr__(item, "_origin", origin)  # a new one each time: a copy of the item keeps the old one
 
 
-def _settle(item: Item, dates: _Dates, result: Any) -> None:
-    """Note a committed write; a date that the program has assigned since it was collected is its own."""
+def _settle(item: Item, memory: tuple[str | None, Origin | None, _Dates], result: Any) -> None:
+    """Note a committed write; a date that the program has assigned meanwhile is its own."""
     origin = _origin_of(item)
     if origin is None:
         return
     values = vars(item)
     properties = dict(origin.properties)
     instant = values["dateServerModified"] = _instant(result.at_ms)
-    for name, before in dates:
-        if values[name] is before:
+    for name, before in memory[2]:
+        if values[name] is before and (before is not None or name not in properties):
             values[name] = instant
             properties[name] = result.at_ms
     _put_origin(item, Origin(properties, origin.edges, result.version))
 
 
-def _settle_deleted(item: Item, result: Any) -> None:
+def _undo(item: Item, memory: tuple[str | None, Origin | None, _Dates]) -> None:
+    vars(item)["id"] = memory[0]
+    _put_origin(item, memory[1])
+
+
+def _settle_deleted(item: Item, _: None, result: Any) -> None:
     if result.version:  # else there was no such item
         vars(item)["deleted"] = True
         origin = _origin_of(item)
         if origin is not None:
             _put_origin(item, Origin({**origin.properties, "deleted": True}, origin.edges, origin.version))
-            _settle(item, (("dateModified", item.dateModified),) if result.version != origin.version else (), result)
+            if result.version != origin.version:
+                _settle(item, (None, None, (("dateModified", item.dateModified),)), result)
 
 
-def _settle_list(item: Item, name: str, done: Iterable[tuple[Item | str, bool]]) -> None:
+def _undo_edges(item: Item, edges: dict[str, tuple[str, ...]]) -> None:
+    origin = _origin_of(item)
+    if origin is not None:  # its properties may be in the Pod by now
+        _put_origin(item, Origin(origin.properties, edges, origin.version))
+
+
+def _settle_edge(done: list[tuple[Item | str, bool]], edge: tuple[Item | str, bool], _: None) -> None:
+    done.append(edge)
+
+
+def _settle_list(item: Item, name: str, done: Sequence[tuple[Item | str, bool]]) -> None:
     """Note edges that were given one by one, and committed, in the list that holds their targets."""
     declared = edge_targets(type(item)).get(name)
     origin = _origin_of(item)
-    if declared is None or origin is None:
+    if not done or declared is None or origin is None:
         return
     known = dict.fromkeys(origin.edges.get(name, ()))
     members: list[Any] = vars(item)[name]
@@ -714,17 +718,6 @@ def _settle_list(item: Item, name: str, done: Iterable[tuple[Item | str, bool]])
     kept = [member for member in members if not isinstance(member, Item) or member.id in listed]
     members[:] = [*kept, *(member for id_, member in listed.items() if id_ not in before)]
     _put_origin(item, Origin(origin.properties, {**origin.edges, name: tuple(known)}, origin.version))
-
-
-def _give_up(item: Item, id_: str | None, origin: Origin | None) -> None:
-    vars(item)["id"] = id_
-    _put_origin(item, origin)
-
-
-def _give_up_edges(item: Item, edges: dict[str, tuple[str, ...]]) -> None:
-    origin = _origin_of(item)
-    if origin is not None:  # its properties may be in the Pod by now
-        _put_origin(item, Origin(origin.properties, edges, origin.version))
 
 
 # -- checking ---------------------------------------------------------------------------------------------------------

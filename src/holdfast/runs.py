@@ -6,14 +6,31 @@ Times are milliseconds since 1970 on the clock of the database, the only clock t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
 from holdfast.errors import ConflictError, FencedError, InvalidError
 from holdfast.values import shown
+
+
+class Clock(Protocol):
+    """What time it is; handed in, so that tests move it."""
+
+    def now_ms(self) -> int:
+        """Return milliseconds since 1970 (UTC)."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ms(self) -> int:
+        """Return milliseconds since 1970 (UTC)."""
+        return time.time_ns() // 1_000_000
 
 
 class Status(StrEnum):

@@ -166,16 +166,18 @@ def test_a_path_that_no_system_has_is_invalid(disk: Disk, tmp_path: Path) -> Non
 # Creating
 
 
-def test_creating_never_replaces(disk: Disk, tmp_path: Path) -> None:
-    """A taken name is a conflict, and Python's own error for it; what is there stays."""
+def test_creating_never_replaces(tmp_path: Path) -> None:
+    """A taken name is a conflict, and Python's own error for it, before anything is written; what is there stays."""
     (tmp_path / "file").write_bytes(b"first")
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("nowhere")
+    disk = Counting()
     for name in ("file", "folder", "link"):
         with pytest.raises(ExistsError) as caught:
             disk.create(tmp_path / name, b"second")
         assert isinstance(caught.value, ConflictError)
         assert isinstance(caught.value, FileExistsError)
+    assert disk.flushes == 0
     assert (tmp_path / "file").read_bytes() == b"first"
     assert names(tmp_path) == ["file", "folder", "link"]
     assert str(caught.value) == (
@@ -1079,6 +1081,44 @@ def test_a_lock_that_is_dropped_warns_and_is_free(disk: Disk, tmp_path: Path) ->
     disk.lock(tmp_path / "lock").release()
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux lists open files there")
+def test_no_call_leaves_a_file_open(disk: Disk, tmp_path: Path) -> None:
+    """Neither those that succeed nor those that fail, at whatever point."""
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_files()
+    for number in (0, 1, 2):
+        with suppress(UnavailableError):
+            Failing(number).replace(tmp_path / "file", b"1", keep_previous=tmp_path / "previous")
+        with suppress(UnavailableError):
+            Failing(number).create(tmp_path / f"{number}", b"1")
+    disk.read(tmp_path / "file")
+    with suppress(InvalidError):
+        disk.read(tmp_path)
+    with suppress(InvalidError):
+        disk.replace(tmp_path, b"")
+    for kind in (Disk, Renameless):
+        with suppress(ExistsError):
+            kind().rename(tmp_path / "file", tmp_path / "previous")
+    os.mkfifo(tmp_path / "pipe")
+    with suppress(InvalidError):
+        disk.lock(tmp_path / "pipe")
+    with disk.lock(tmp_path / "lock"), suppress(BusyError):
+        disk.lock(tmp_path / "lock")
+    shared = [disk.lock(tmp_path / "lock", shared=True) for _ in range(2)]
+    with suppress(BusyError):
+        shared[0].upgrade()
+    shared[1].release()
+    (tmp_path / DEAD).mkdir()
+    disk.sweep(tmp_path)
+    disk.sync_file(tmp_path / "file")
+    disk.put_folder(tmp_path / "folder")
+    disk.delete(tmp_path / "folder")
+    assert open_files() == before
+
+
 class Program:
     """A Python program that holds locks; it prints lines and waits for its input to end."""
 
@@ -1141,23 +1181,30 @@ from holdfast.disk import ConflictError, Disk
 disk = Disk()
 lock = disk.lock(sys.argv[1])
 with disk.temporary_folder(sys.argv[2]) as folder:
-    if not os.fork():
+    if os.fork():
+        sys.stdin.read()
+    else:
         lock.release()
         try:
             lock.downgrade()
         except ConflictError:
-            print(lock.is_held, flush=True)
-    sys.stdin.read()
+            pass
+print(lock.is_held, flush=True)
+sys.stdin.read()
 """
 
 
 def test_a_forked_child_neither_holds_nor_releases_its_parents_locks(disk: Disk, tmp_path: Path) -> None:
-    """While the parent lives they are its own; when it is killed they are free, though the child lives on."""
+    """While the parent lives they are its own, and so is what they guard, though the child has left its blocks.
+
+    When the parent is killed they are free, though the child lives on.
+    """
     with Program(FORK, tmp_path / "lock", tmp_path) as program:
         assert program.line() == "False"
         with pytest.raises(BusyError):
             disk.lock(tmp_path / "lock")
         assert disk.sweep(tmp_path) == []
+        assert len(names(tmp_path)) == 2
         program.process.kill()
         program.process.wait()
         disk.lock(tmp_path / "lock").release()
@@ -1209,11 +1256,11 @@ TABLE = r"""22 1 8:2 / / rw,relatime shared:1 - ext4 /dev/sda2 rw
 31 22 0:44 / /mnt/nas rw,relatime shared:20 - nfs4 server:/export rw,vers=4.2
 32 22 0:45 / /mnt/nas2 rw - cifs //server/share rw
 33 31 8:17 / /mnt/nas/local rw master:3 propagate_from:2 - xfs /dev/sdb1 rw
-34 22 8:2 /srv/data /home/me/my\040data rw - ext4 /dev/sda2 rw
+34 22 8:2 /srv/data /data/me/my\040data rw - ext4 /dev/sda2 rw
 35 22 0:50 / /back\134slash rw - fuse.sshfs me@host:/ rw
-40 22 0:60 / /home/me/work rw - vfat /dev/sdc1 rw
-41 22 0:61 / /home/me rw - tmpfs tmpfs rw
-42 41 0:62 / /home/me rw - btrfs /dev/sdd1 rw
+40 22 0:60 / /data/me/work rw - vfat /dev/sdc1 rw
+41 22 0:61 / /data/me rw - tmpfs tmpfs rw
+42 41 0:62 / /data/me rw - btrfs /dev/sdd1 rw
 a line that is none
 """
 
@@ -1226,11 +1273,11 @@ def test_the_mount_table_is_read() -> None:
         Mount(31, 22, "/mnt/nas", "nfs4"),
         Mount(32, 22, "/mnt/nas2", "cifs"),
         Mount(33, 31, "/mnt/nas/local", "xfs"),
-        Mount(34, 22, "/home/me/my data", "ext4"),
+        Mount(34, 22, "/data/me/my data", "ext4"),
         Mount(35, 22, "/back\\slash", "fuse.sshfs"),
-        Mount(40, 22, "/home/me/work", "vfat"),
-        Mount(41, 22, "/home/me", "tmpfs"),
-        Mount(42, 41, "/home/me", "btrfs"),
+        Mount(40, 22, "/data/me/work", "vfat"),
+        Mount(41, 22, "/data/me", "tmpfs"),
+        Mount(42, 41, "/data/me", "btrfs"),
     ]
 
 
@@ -1245,10 +1292,10 @@ def test_the_mount_table_is_read() -> None:
         ("/mnt/nas2/file", "cifs"),
         ("/mnt/nas/local/file", "xfs"),
         ("/back\\slash/file", "fuse.sshfs"),
-        ("/home/me/file", "btrfs"),
-        ("/home/me/work/file", "btrfs"),
-        ("/home/me/my data/file", "btrfs"),
-        ("/home/you", "ext4"),
+        ("/data/me/file", "btrfs"),
+        ("/data/me/work/file", "btrfs"),
+        ("/data/me/my data/file", "btrfs"),
+        ("/data/you", "ext4"),
     ],
 )
 def test_a_path_lies_on_the_mount_that_the_kernel_would_reach(path: str, kind: str) -> None:
@@ -1260,10 +1307,10 @@ def test_a_path_lies_on_the_mount_that_the_kernel_would_reach(path: str, kind: s
 
 def test_a_table_that_does_not_reach_a_path_says_nothing() -> None:
     """As in a changed root; a table that goes in circles ends, too."""
-    assert find_mount(parse_mounts("23 22 0:21 / /proc rw - proc proc rw"), "/home") is None
+    assert find_mount(parse_mounts("23 22 0:21 / /proc rw - proc proc rw"), "/data") is None
     assert find_mount([], "/") is None
     circle = [Mount(1, 0, "/", "a"), Mount(2, 1, "/", "b"), Mount(1, 2, "/", "c"), Mount(3, 3, "/", "d")]
-    assert find_mount(circle, "/home") is not None
+    assert find_mount(circle, "/data") is not None
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))

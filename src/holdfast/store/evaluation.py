@@ -450,6 +450,8 @@ class _Evaluation:
         _check_name(name, "a variable", may_be_empty=True)
         key = VariableKey(state, namespace, name)
         if expected is not None:
+            if expected.value is not None:
+                check(expected.value, f"what is expected of variable {shown(name)}")
             there = self.rows.variables.get(key)
             if type(there) is not type(expected.value) or there != expected.value:
                 is_there = "is absent" if there is None else f"is {shown(there)}"

@@ -1,0 +1,189 @@
+"""A Pod's file copied while others write to it, and put back.
+
+A backup is a folder with the encrypted file and its envelope: the owner's key opens it, anywhere.
+
+The failure argument. A backup is built in a temporary folder, checked, flushed and renamed: a process that dies leaves
+what the next backup sweeps away, never half a backup under its name. A restore checks the backup first, holds the
+Pod's lock alone, sets the present file aside under another name, and then renames the copy into place; a process that
+dies between these two leaves no file and the old one beside it, which the message of the next start names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from holdfast.disk import BusyError, Disk
+from holdfast.errors import DamagedError, NotFoundError, UnavailableError
+from holdfast.keys import Envelope, Identity, read_envelope
+from holdfast.sql.faults import translated
+from holdfast.sql.migration import check_format, format_of
+
+FILE: Final = "pod.db"
+ENVELOPE: Final = "pod.json"
+_PAGES: Final = 512
+"""Copied between two reports of progress: 2 MiB."""
+
+Progress = Callable[[int, int], None]
+"""Called with how much is done and how much there is, in any unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backup:
+    """What a backup holds, as found by opening it."""
+
+    path: Path
+    owner: str
+    format: int
+    size_bytes: int
+    items: int
+
+
+def back_up(
+    source: Path, key: bytes, target: Path, *, disk: Disk | None = None, on_progress: Progress | None = None
+) -> Backup:
+    """Copy the Pod in ``source`` as it is at one moment into a new folder ``target``; writers go on meanwhile.
+
+    Args:
+        source: A Pod's file.
+        key: Its data key.
+        target: Where the backup shall be; must not exist.
+        disk: Where both lie.
+        on_progress: Told how many of how many pages are copied.
+
+    Raises:
+        ConflictError: ``target`` exists.
+        DamagedError: The copy does not check; nothing is left of it.
+        UnavailableError: The disk is full; nothing is left of it.
+    """
+    disk = disk or Disk()
+    envelope = read_envelope(source.with_suffix(".json"), disk=disk)
+    disk.put_folder(target.parent)
+    disk.sweep(target.parent)
+    with disk.temporary_folder(target.parent) as folder:
+        copy_file(source, key, folder / FILE, disk=disk, on_progress=on_progress)
+        disk.create(folder / ENVELOPE, envelope.to_json())
+        found = _inspect(folder / FILE, key, envelope, target)
+        disk.sync_folder(folder)
+        disk.rename(folder, target)
+    return found
+
+
+def copy_file(
+    source: Path, key: bytes, target: Path, *, disk: Disk, on_progress: Progress | None = None
+) -> None:
+    """Copy a database, encrypted as it is, to a file that does not exist yet, and flush it."""
+    target.unlink(missing_ok=True)  # what a copy that died left behind
+    with translated(source):
+        reader = _connect(source, key, apsw.SQLITE_OPEN_READWRITE)
+        writer = _connect(target, key, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        try:
+            writer.pragma("synchronous", "off")  # flushed once, below
+            # Inside a transaction of its own the reader stays at one moment; outside, each write of somebody else
+            # would make the copy begin anew.
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
+            with writer.backup("main", reader, "main") as copying:
+                while not copying.done:
+                    copying.step(_PAGES)
+                    if on_progress is not None:
+                        on_progress(copying.page_count - copying.remaining, copying.page_count)
+            reader.execute("COMMIT")
+            writer.pragma("journal_mode", "delete")  # one file, without companions
+        finally:
+            reader.close()
+            writer.close()
+    disk.sync_file(target)
+
+
+def inspect(path: Path, identity: Identity, *, disk: Disk | None = None) -> Backup:
+    """Open the backup in folder ``path``, check every page of it, and say what it holds.
+
+    Raises:
+        NotFoundError: There is no backup.
+        DeniedError: It is not this owner's, or needs another key.
+        DamagedError, InvalidError: It is damaged, or of a newer format.
+    """
+    if not (path / FILE).is_file():
+        raise NotFoundError(f"there is no backup in {str(path)!r}: it holds no {FILE!r}", path=str(path))
+    envelope = read_envelope(path / ENVELOPE, disk=disk or Disk())
+    return _inspect(path / FILE, envelope.open(identity), envelope, path)
+
+
+def restore(
+    backup: Path,
+    identity: Identity,
+    target: Path,
+    *,
+    disk: Disk | None = None,
+    on_progress: Progress | None = None,
+) -> Path | None:
+    """Put the backup in folder ``backup`` in place of the Pod in ``target``.
+
+    Returns:
+        The folder where the Pod that was there is kept now; None if there was none.
+
+    Raises:
+        NotFoundError, DeniedError, DamagedError, InvalidError: As `inspect` says; nothing was changed.
+        UnavailableError: The Pod is open in a process, or the disk is full; nothing was changed.
+    """
+    disk = disk or Disk()
+    inspect(backup, identity, disk=disk)
+    envelope = read_envelope(backup / ENVELOPE, disk=disk)
+    key = envelope.open(identity)
+    disk.put_folder(target.parent)
+    disk.sweep(target.parent)
+    try:
+        lock = disk.lock(target.with_suffix(".lock"))
+    except BusyError as exc:
+        message = f"the Pod {str(target)!r} is open: end what uses it, then restore"
+        raise UnavailableError(message, path=str(target)) from exc
+    with lock, disk.temporary_folder(target.parent) as folder:
+        copy_file(backup / FILE, key, folder / FILE, disk=disk, on_progress=on_progress)
+        disk.create(folder / ENVELOPE, envelope.rekey(identity).to_json())
+        aside = _set_aside(target, disk)
+        disk.rename(folder / ENVELOPE, target.with_suffix(".json"))
+        disk.rename(folder / FILE, target)
+    return aside
+
+
+def _set_aside(target: Path, disk: Disk) -> Path | None:
+    """Move the file, its log and its envelope into a folder beside it."""
+    names = (f"{target.name}-wal", f"{target.name}-shm", target.with_suffix(".json").name, target.name)
+    there = [target.with_name(name) for name in names if target.with_name(name).exists()]
+    if not there:
+        return None
+    number = 1
+    while (aside := target.with_name(f"{target.stem}.replaced-{number}")).exists():
+        number += 1
+    disk.put_folder(aside)
+    for path in there:
+        disk.rename(path, aside / path.name)
+    return aside
+
+
+def _connect(path: Path, key: bytes, flags: int) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=flags)
+    connection.set_busy_timeout(30_000)
+    connection.pragma("cipher", "chacha20")
+    connection.pragma("key", f"raw:{key.hex()}")
+    return connection
+
+
+def _inspect(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Backup:
+    with translated(path):
+        db = _connect(path, key, apsw.SQLITE_OPEN_READWRITE)
+        try:
+            found = format_of(db)
+            check_format(found, shown_path)
+            verdict = [text for (text,) in db.execute("PRAGMA quick_check(3)")]
+            if verdict != ["ok"]:
+                raise DamagedError(f"the backup {str(shown_path)!r} is damaged: {verdict[0]}", path=str(shown_path))
+            items = db.execute("SELECT count(*) FROM item").get
+        finally:
+            db.close()
+    return Backup(path=shown_path, owner=envelope.owner, format=found, size_bytes=path.stat().st_size, items=items)  # pyright: ignore[reportArgumentType]

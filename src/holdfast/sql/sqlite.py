@@ -1,0 +1,421 @@
+"""A Pod in one encrypted SQLite file.
+
+Hides how the file is opened, checked, locked and shared. Beside `NAME.db` lie `NAME.json` (the envelope: which key,
+which format), `NAME.lock` (held shared by every process that has the file open) and SQLite's own `-wal` and `-shm`.
+
+The failure argument. *The process dies on any line of `apply`*: SQLite's transaction is in the log whole or is not;
+the next opener is alone (the lock of the dead is free), finds a log that was left behind, and checks the file. *Two
+write at once*: `BEGIN IMMEDIATE` queues them, for at most 30 s. *The disk is full, or a flush fails*: the transaction
+is rolled back and the connection is not used again, so that nothing depends on what the kernel made of the failed
+flush. *A forked child* never touches the connections that it inherited: SQLite's locks belong to the process that
+took them, so the child opens its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+
+from holdfast.disk import BusyError, Disk, Lock
+from holdfast.errors import DamagedError, DeniedError, InvalidError, NotFoundError, UnavailableError
+from holdfast.items import Schema
+from holdfast.keys import Envelope, key_id, read_envelope
+from holdfast.runs import Clock, Lease, SystemClock
+from holdfast.sql import rows as sql_rows
+from holdfast.sql.faults import translated
+from holdfast.sql.migration import check_format, format_of, migrate, migrations
+from holdfast.sql.search import compile_query
+from holdfast.store import (
+    Batch,
+    Direction,
+    EdgeRow,
+    Found,
+    ItemRow,
+    Query,
+    Question,
+    Result,
+    evaluate,
+    needs,
+)
+from holdfast.values import Value
+
+_log: Final = logging.getLogger(__name__)
+
+WAIT_S: Final = 30.0
+"""How long a write waits for others, and an open for a migration."""
+
+_PLAIN: Final = b"SQLite format 3\0"
+_IDLE_READERS: Final = 8
+
+_inherited: list[Any] = []
+"""Connections that a forked child must neither use nor close."""
+
+_open_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+
+
+class SqliteStore:
+    """A `holdfast.store.Store` in one file, for any number of threads and processes.
+
+    Args:
+        path: The file; it and its companions are made if ``create``, its folder must exist.
+        key: The 32 bytes that the file is, or will be, encrypted with.
+        clock: What dates and leases are measured on; None: the machine's clock.
+        disk: Where the file lies.
+        create: Make the file if there is none.
+        steps: The migrations; only tests have others than those that ship.
+
+    Raises:
+        DeniedError: ``key`` is another file's, or the rights of this process do not suffice.
+        DamagedError: The file is not what was written; also if a check finds so after an unclean end.
+        InvalidError: It is a plain SQLite file, or has a newer format.
+        NotFoundError: There is none, and it is not to be made; or its folder does not exist.
+        UnavailableError: It lies on a network file system, where SQLite's log cannot be shared; or the disk is full;
+            or another process is changing its format.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        key: bytes,
+        *,
+        clock: Clock | None = None,
+        disk: Disk | None = None,
+        create: bool = True,
+        steps: Mapping[int, Traversable] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._key = key
+        self._clock = clock or SystemClock()
+        self._disk = disk or Disk()
+        self._create = create
+        self._steps = migrations() if steps is None else steps
+        self._schema: tuple[int, Schema] | None = None
+        self._is_closed = False
+        self._forget()
+        with translated(self.path):
+            self._open()
+        _open_stores.add(self)
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Begin without connections and locks: a new store, or one that a forked child inherited."""
+        self._writing = threading.Lock()
+        self._pooling = threading.Lock()
+        self._writer: apsw.Connection | None = None
+        self._readers: list[apsw.Connection] = []
+        self._lock: Lock | None = None
+
+    def _abandon(self) -> None:
+        """In a forked child: never use, close or collect what was inherited."""
+        for connection in (self._writer, *self._readers):
+            if connection is not None:
+                _inherited.append(connection)
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # not even when the interpreter ends
+        self._forget()
+
+    def _open(self) -> None:
+        """Lock the file, see that it is what it should be, make or migrate it where that is needed."""
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise NotFoundError(f"the folder {str(folder)!r} of the Pod does not exist", path=str(folder))
+        if self._disk.is_network(folder):
+            kind = self._disk.filesystem(folder)
+            message = (
+                f"the Pod {str(self.path)!r} cannot be opened: it lies on a network file system ({kind}), where "
+                "processes cannot share SQLite's write-ahead log; move it to a local disk"
+            )
+            raise UnavailableError(message, path=str(self.path), filesystem=kind)
+        self._check_files()
+        path = self.path.with_suffix(".lock")
+        try:
+            lock = self._disk.lock(path)  # alone: nobody else has the file open
+        except BusyError:
+            lock = self._disk.lock(path, shared=True, wait_s=WAIT_S)
+        try:
+            self._writer = self._open_locked(lock)
+        except BaseException:
+            self._close_connections()
+            lock.release()
+            raise
+        self._lock = lock
+
+    def _open_locked(self, lock: Lock) -> apsw.Connection:
+        if self._check_files():
+            lock.upgrade(wait_s=WAIT_S)
+            if not self._envelope_path.exists():
+                self._disk.create(self._envelope_path, Envelope.bare(self._key).to_json())
+        was_left_behind = not lock.is_shared and _size(self._wal_path) > 0  # else the log is that of others at work
+        writer = self._connect(is_first=True)
+        found = format_of(writer)
+        check_format(found, self.path, max(self._steps))
+        if was_left_behind:
+            self._check_pages(writer)
+        if found < max(self._steps):
+            lock.upgrade(wait_s=WAIT_S)
+            migrate(writer, before=self._copy_before, steps=self._steps)
+            with writer:
+                sql_rows.make_indexes(writer, sql_rows.read_schema(writer))
+        lock.downgrade()
+        return writer
+
+    def _check_files(self) -> bool:
+        """Return whether the file is still to be made, and refuse one that the key does not belong to."""
+        size = _size(self.path)
+        if size == 0 and not self._create:
+            raise NotFoundError(f"there is no Pod {str(self.path)!r}", path=str(self.path))
+        if size > 0:
+            with self.path.open("rb") as file:
+                head = file.read(len(_PLAIN))
+            if head == _PLAIN:
+                message = f"{str(self.path)!r} is a plain SQLite file and not an encrypted Pod"
+                raise InvalidError(message, path=str(self.path))
+        if self._envelope_path.exists():
+            envelope = read_envelope(self._envelope_path, disk=self._disk)
+            if envelope.data_key_id != key_id(self._key):
+                message = (
+                    f"the key {key_id(self._key)!r} does not open the Pod {str(self.path)!r}: its key is "
+                    f"{envelope.data_key_id!r}"
+                )
+                raise DeniedError(message, path=str(self.path), key_id=envelope.data_key_id)
+        elif size > 0:
+            message = (
+                f"the Pod {str(self.path)!r} cannot be opened without its envelope {self._envelope_path.name!r}, "
+                "which says what key it has; bring that back from where the file was copied, or restore a backup"
+            )
+            raise DamagedError(message, path=str(self.path))
+        return size == 0
+
+    @property
+    def _envelope_path(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    @property
+    def _wal_path(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
+
+    def _connect(self, *, is_first: bool = False) -> apsw.Connection:
+        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if is_first else 0)
+        connection = apsw.Connection(str(self.path), flags=flags)
+        try:
+            connection.set_busy_timeout(round(WAIT_S * 1000))
+            connection.pragma("cipher", "chacha20")
+            connection.pragma("key", f"raw:{self._key.hex()}")
+            if is_first and connection.pragma("journal_mode", "wal") != "wal":
+                raise UnavailableError(f"the Pod {str(self.path)!r} cannot have a write-ahead log", path=str(self.path))
+            connection.pragma("synchronous", "full")
+        except BaseException:
+            connection.close(True)  # noqa: FBT003 -- apsw's only spelling of "whatever happens"
+            raise
+        return connection
+
+    def _check_pages(self, connection: apsw.Connection) -> None:
+        found = [text for (text,) in connection.execute("PRAGMA quick_check(3)")]
+        _log.info("pod.checked", extra={"path": str(self.path), "found": found})
+        if found != ["ok"]:
+            message = f"the Pod {str(self.path)!r} is damaged since an unclean end: {found[0]}; restore a backup"
+            raise DamagedError(message, path=str(self.path))
+
+    def _copy_before(self, found: int) -> None:
+        from holdfast.sql.backup import copy_file  # noqa: PLC0415 -- only when an old file is met
+
+        copy = self.path.with_name(f"{self.path.name}.format-{found}")
+        copy_file(self.path, self._key, copy, disk=self._disk)
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UnavailableError(f"the Pod {str(self.path)!r} was closed", path=str(self.path))
+        if self._lock is None:
+            with self._writing:
+                if self._lock is None:
+                    self._open()  # in a forked child
+
+    @contextmanager
+    def _transaction(self) -> Generator[apsw.Connection]:
+        """One write transaction on the one connection that writes."""
+        self._check_open()
+        if not self._writing.acquire(timeout=WAIT_S):
+            message = f"the Pod {str(self.path)!r} is busy: another thread has been writing to it for {WAIT_S:.0f} s"
+            raise UnavailableError(message, path=str(self.path))
+        try:
+            with translated(self.path):
+                if self._writer is None:
+                    self._writer = self._connect()
+                writer = self._writer
+                writer.execute("BEGIN IMMEDIATE")
+                try:
+                    yield writer
+                    writer.execute("COMMIT")
+                except BaseException as exc:
+                    self._roll_back(writer, exc)
+                    raise
+        finally:
+            self._writing.release()
+
+    def _roll_back(self, writer: apsw.Connection, exc: BaseException) -> None:
+        """Undo; and after an error of SQLite's own, use the connection no more."""
+        try:
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+        except apsw.Error as second:
+            exc.add_note(f"rolling back failed too: {second}")
+            self._drop_writer(writer)
+        else:
+            if isinstance(exc, apsw.Error):
+                self._drop_writer(writer)
+
+    def _drop_writer(self, writer: apsw.Connection) -> None:
+        self._writer = None
+        writer.close(True)  # noqa: FBT003
+
+    @contextmanager
+    def _reading(self) -> Generator[apsw.Connection]:
+        """One moment of the Pod, which no write waits for and which waits for none."""
+        self._check_open()
+        with translated(self.path):
+            with self._pooling:
+                reader = self._readers.pop() if self._readers else None
+            if reader is None:
+                reader = self._connect()
+            try:
+                reader.execute("BEGIN")
+                try:
+                    yield reader
+                finally:
+                    if reader.in_transaction:
+                        reader.execute("ROLLBACK")
+            except BaseException:
+                reader.close(True)  # noqa: FBT003
+                raise
+            with self._pooling:
+                if not self._is_closed and len(self._readers) < _IDLE_READERS:
+                    self._readers.append(reader)
+                    return
+            reader.close()
+
+    def close(self) -> None:
+        """Let go of the file. Twice is harmless; using the store afterwards raises UnavailableError."""
+        if self._is_closed:
+            return
+        with self._writing, self._pooling:
+            self._is_closed = True
+            self._close_connections()
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+        _open_stores.discard(self)
+
+    def _close_connections(self) -> None:
+        for reader in self._readers:
+            reader.close()
+        self._readers.clear()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> SqliteStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {str(self.path)!r}>"
+
+    # -- the protocol -------------------------------------------------------------------------------------------------
+
+    def apply(self, batch: Batch) -> tuple[Result, ...]:  # noqa: D102 -- said at `Store`, as is all below
+        needed = needs(batch)
+        with self._transaction() as db:
+            rows, sequence = sql_rows.load(db, needed, self._current_schema(db))
+            results, changes = evaluate(batch, rows, now_ms=self.now_ms())
+            sql_rows.write(db, changes, sequence)
+        return results
+
+    def schema(self) -> Schema:  # noqa: D102
+        with self._reading() as db:
+            return self._current_schema(db)
+
+    def _current_schema(self, db: apsw.Connection) -> Schema:
+        version = sql_rows.schema_version(db)
+        known = self._schema
+        if known is None or known[0] != version:
+            self._schema = known = (version, sql_rows.read_schema(db))
+        return known[1]
+
+    def find_items(self, ids: Sequence[str]) -> Mapping[str, ItemRow]:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.find_items(db, ids)
+
+    def search(self, query: Query) -> list[Found]:  # noqa: D102
+        with self._reading() as db:
+            statement, values = compile_query(query, self._current_schema(db))
+            found = [(seq, sql_rows.item_from(tuple(row))) for seq, *row in db.execute(statement, values)]
+            edges: dict[str, list[EdgeRow]] = {}
+            for direction, is_wanted in ((Direction.OUTGOING, query.outgoing), (Direction.INCOMING, query.incoming)):
+                if is_wanted:
+                    for id_, each in sql_rows.list_edges(db, [item.id for _, item in found], direction).items():
+                        edges.setdefault(id_, []).extend(each)
+        return [
+            Found(item=item, position=(item.server_modified_ms, seq), edges=tuple(edges.get(item.id, ())))
+            for seq, item in found
+        ]
+
+    def list_edges(self, ids: Sequence[str], direction: Direction) -> Mapping[str, list[EdgeRow]]:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.list_edges(db, ids, direction)
+
+    def list_variables(self, state: str, namespace: str = "") -> Mapping[str, Value]:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.list_variables(db, state, namespace)
+
+    def find_lease(self, state: str) -> Lease | None:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.find_lease(db, state)
+
+    def find_snapshot(self, state: str) -> str | None:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.find_snapshot(db, state)
+
+    def list_questions(self, state: str) -> list[Question]:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.list_questions(db, state)
+
+    def now_ms(self) -> int:  # noqa: D102
+        return self._clock.now_ms()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _abandon_all() -> None:
+    for store in list(_open_stores):
+        store._abandon()  # noqa: SLF001 -- this module's own
+
+
+def _close_all() -> None:
+    """End cleanly even where nobody closed: the next opener then finds no log and has nothing to check."""
+    for store in list(_open_stores):
+        store.close()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
