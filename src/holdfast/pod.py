@@ -6,6 +6,7 @@ when a batch is committed or given up. What a store is made of, and which writes
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -65,7 +66,10 @@ if it is given up; item; memory. Tuples, because a hundred thousand of them are 
 _Dates = tuple[tuple[str, object], ...]
 """The dates of an item that the Pod sets with a write, each with what the item held before."""
 
-_NEW: Final[_Dates] = (("dateCreated", None), ("dateModified", None))
+_Memory = tuple[str | None, Origin | None, _Dates]
+"""An item's id and origin before a write, and its dates: what `_settle` and `_undo` need."""
+
+_NEW: Final[_Memory] = (None, None, (("dateCreated", None), ("dateModified", None)))
 
 _Made = dict[tuple[str, type[Item]], Item]
 """The items of one answer, by id and class: an item that occurs twice in it is one object."""
@@ -327,8 +331,8 @@ class Pod:
             InvalidError, ConflictError, NotFoundError: See the single operations. An operation that is larger than a
                 batch may be is an InvalidError, and nothing was written.
         """
-        with self._collecting(in_parts=True, on_progress=on_progress) as work:
-            new, changed = _several(create_items, Item), _several(update_items, Item)
+        new, changed = _several(create_items, Item), _several(update_items, Item)
+        with self._collecting(in_parts=True, on_progress=on_progress) as work, _no_garbage_collection():
             for item in new:
                 self._create(work, item)
             for item in changed:
@@ -469,9 +473,11 @@ class Pod:
         id_ = given or new_id()
         properties = properties_of(item)
         # First how to undo, then what is to be undone: this may be interrupted anywhere.
-        work.add(CreateItem(id_, type(item).__name__, properties), (_settle, _undo, item, (given, None, _NEW)))
+        memory = _NEW if given is None else (given, None, _NEW[2])
+        work.add(CreateItem(id_, type(item).__name__, properties), (_settle, _undo, item, memory))
         values["id"] = id_
-        _put_origin(item, Origin(properties, dict.fromkeys(edge_targets(type(item)), ()), 0))
+        targets = edge_targets(type(item))
+        _put_origin(item, Origin(properties, dict.fromkeys(targets, ()) if targets else {}, 0))
 
     def _update(self, work: _Work, item: Item, expected_version: int | None) -> None:
         id_ = _id_of(item, "an item to update")
@@ -575,9 +581,10 @@ class Pod:
             for batch in _batches(tuple(operations), self._fence, in_parts=in_parts) if operations else ():
                 results = self._store.apply(batch)
                 start, committed = committed, committed + len(results)
-                for effect, result in zip(work.effects[start:committed], results, strict=True):
-                    if effect is not None and effect[0] is not None:
-                        effect[0](effect[2], effect[3], result)
+                with _no_garbage_collection():
+                    for effect, result in zip(work.effects[start:committed], results, strict=True):
+                        if effect is not None and effect[0] is not None:
+                            effect[0](effect[2], effect[3], result)
                 if on_progress is not None:
                     on_progress(committed, len(operations))
         except BaseException as exc:
@@ -644,6 +651,18 @@ def _batches(operations: tuple[Operation, ...], fence: Fence | None, *, in_parts
         ]
 
 
+@contextmanager
+def _no_garbage_collection() -> Generator[None]:
+    """Make no full collections while many objects are made that all stay: each would walk every item there is."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 # -- what an item in the program's hands learns -----------------------------------------------------------------------
 
 
@@ -655,7 +674,7 @@ def _put_origin(item: Item, origin: Origin | None) -> None:
     object.__setattr__(item, "_origin", origin)  # a new one each time: a copy of the item keeps the old one
 
 
-def _settle(item: Item, memory: tuple[str | None, Origin | None, _Dates], result: Any) -> None:
+def _settle(item: Item, memory: _Memory, result: Any) -> None:
     """Note a committed write; a date that the program has assigned meanwhile is its own."""
     origin = _origin_of(item)
     if origin is None:
@@ -670,7 +689,7 @@ def _settle(item: Item, memory: tuple[str | None, Origin | None, _Dates], result
     _put_origin(item, Origin(properties, origin.edges, result.version))
 
 
-def _undo(item: Item, memory: tuple[str | None, Origin | None, _Dates]) -> None:
+def _undo(item: Item, memory: _Memory) -> None:
     vars(item)["id"] = memory[0]
     _put_origin(item, memory[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Generator, Iterable, Mapping
 from typing import Any, Final, cast
 
@@ -9,14 +10,17 @@ import apsw
 from pydantic import TypeAdapter
 from pydantic_core import from_json, to_json
 
-from holdfast.items import BUILT_IN, PropertyDefinition, Schema, TypeDefinition, definition_of
+from holdfast.items import BUILT_IN, Schema, TypeDefinition, definition_of
 from holdfast.runs import Lease
 from holdfast.store import Changes, Direction, EdgeRow, ItemRow, Needs, Question, Rows, VariableKey, exists_already
 from holdfast.values import Value
 
 BUILT_IN_SCHEMA: Final = Schema(definition_of(cls) for cls in BUILT_IN)
 
-ITEM: Final = "item.id, item.type, version, created, modified, server_modified, deleted, properties"
+ITEM: Final = ", ".join(
+    f"item.{name}"
+    for name in ("id", "type", "version", "created", "modified", "server_modified", "deleted", "properties")
+)
 _LEASE: Final = "state, epoch, holder, run, expires, cancelled"
 _QUESTION: Final = "id, state, run, key, form, view, deadline, fallback, asked, answer, answered"
 _definition: Final = TypeAdapter(TypeDefinition)
@@ -64,31 +68,33 @@ def make_indexes(db: apsw.Connection, schema: Schema) -> None:
     there = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
     for type_, definition in schema.items():
         for name, found in definition.properties.items():
-            if found.is_indexed and f"{type_}.{name}" not in there:
+            index = index_name(type_, name)
+            if found.is_indexed and index not in there:
                 # Names were checked to be identifiers when they were declared: there is nothing to escape.
                 db.execute(
-                    f'CREATE INDEX "{type_}.{name}" ON item ({expression(name)}, server_modified) '  # noqa: S608
+                    f'CREATE INDEX "{index}" ON item ({expression(name)}, server_modified) '  # noqa: S608
                     f"WHERE type = '{type_}'"
                 )
 
 
+def index_name(type_: str, property_: str) -> str:
+    """Return the name of a property's index; the number tells apart what differs in case only, as SQL does not."""
+    name = f"{type_}.{property_}"
+    return f"{name} {zlib.crc32(name.encode()):08x}"
+
+
 COLUMNS: Final[Mapping[str, str]] = {
     "id": "item.id",
-    "dateCreated": "created",
-    "dateModified": "modified",
-    "dateServerModified": "server_modified",
-    "deleted": "deleted",
+    "dateCreated": "item.created",
+    "dateModified": "item.modified",
+    "dateServerModified": "item.server_modified",
+    "deleted": "item.deleted",
 }
 
 
 def expression(property_: str) -> str:
     """Return the SQL of a property: its column, or just the expression that its index is made of."""
     return COLUMNS.get(property_) or f"json_extract(properties, '$.{property_}')"
-
-
-def is_indexed(found: PropertyDefinition | None) -> bool:
-    """Say whether an index serves a property."""
-    return found is not None and found.is_indexed
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -146,10 +152,9 @@ def list_edges(db: apsw.Connection, ids: Collection[str], direction: Direction) 
         CROSS JOIN edge ON edge.{near} = near.seq
         CROSS JOIN item ON item.seq = edge.{far} AND item.deleted = 0
         ORDER BY edge.seq
-        """.replace(" version, created, modified, server_modified, deleted, properties",
-                    " item.version, item.created, item.modified, item.server_modified, item.deleted, item.properties"),
+        """,
         (to_text(list(dict.fromkeys(ids))),),
-    )  # fmt: skip
+    )
     found: dict[str, list[EdgeRow]] = {}
     for id_, name, *columns in rows:
         edge = EdgeRow(name=name, item=item_from(tuple(columns)), direction=direction)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from holdfast.items import Schema
+from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, Schema
 from holdfast.sql.rows import COLUMNS, ITEM, expression
 from holdfast.store import Comparison, Condition, Query
+from holdfast.values import Kind
 
 _OPERATORS: Final = {Comparison.EQUAL: "=", Comparison.AT_LEAST: ">=", Comparison.LESS: "<"}
 
@@ -19,10 +20,7 @@ def compile_query(query: Query, schema: Schema) -> tuple[str, tuple[Any, ...]]:
     """
     conditions: list[str] = []
     values: list[Any] = []
-    if query.type is not None:
-        types: list[str] | None = [query.type]
-    else:
-        types = _types_with(query.conditions, schema)
+    types = _types_with(query, schema)
     if types is not None:
         alternatives: list[str] = []
         for type_ in types:
@@ -60,12 +58,26 @@ def _json_list(ids: tuple[str, ...]) -> str:
     return '["' + '","'.join(ids) + '"]'  # ids were checked to be letters, digits, '-' and '_'
 
 
-def _types_with(conditions: tuple[Condition, ...], schema: Schema) -> list[str] | None:
-    """Return the types that have all these properties; None if that is no restriction."""
-    needed = [each.property for each in conditions if each.property not in COLUMNS and each.value is not None]
-    if not needed:
-        return None
-    return [name for name, found in schema.items() if all(each in found.properties for each in needed)]
+def _types_with(query: Query, schema: Schema) -> list[str] | None:
+    """Return the types that can hold all that is asked for; None if that is any type.
+
+    A value is compared with values of its own nature only: SQLite would put every text after every number.
+    """
+    names = [query.type] if query.type is not None else list(schema)
+    asked = [each for each in query.conditions if each.value is not None]
+    if query.type is None and all(each.property in COLUMNS for each in asked):
+        names = [ANY_TYPE]
+    fitting = [name for name in names if all(_can_hold(schema, name, each) for each in asked)]
+    return None if fitting == [ANY_TYPE] else fitting
+
+
+def _can_hold(schema: Schema, type_: str, condition: Condition) -> bool:
+    found = SYSTEM_PROPERTIES.get(condition.property)
+    if found is None and type_ in schema:
+        found = schema[type_].properties.get(condition.property)
+    return found is not None and isinstance(condition.value, bool) == (found.kind is Kind.BOOL) and (
+        isinstance(condition.value, str) == (found.kind is Kind.TEXT)
+    )
 
 
 def _terms(conditions: tuple[Condition, ...]) -> tuple[list[str], list[Any]]:

@@ -94,7 +94,7 @@ class SqliteStore:
         create: bool = True,
         steps: Mapping[int, Traversable] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self._key = key
         self._clock = clock or SystemClock()
         self._disk = disk or Disk()
@@ -157,7 +157,11 @@ class SqliteStore:
             if not self._envelope_path.exists():
                 self._disk.create(self._envelope_path, Envelope.bare(self._key).to_json())
         was_left_behind = not lock.is_shared and _size(self._wal_path) > 0  # else the log is that of others at work
-        writer = self._connect(is_first=True)
+        try:
+            writer = self._connect(is_first=True)
+        except apsw.NotADBError:
+            self._check_encrypted()
+            raise
         found = format_of(writer)
         check_format(found, self.path, max(self._steps))
         if was_left_behind:
@@ -175,12 +179,6 @@ class SqliteStore:
         size = _size(self.path)
         if size == 0 and not self._create:
             raise NotFoundError(f"there is no Pod {str(self.path)!r}", path=str(self.path))
-        if size > 0:
-            with self.path.open("rb") as file:
-                head = file.read(len(_PLAIN))
-            if head == _PLAIN:
-                message = f"{str(self.path)!r} is a plain SQLite file and not an encrypted Pod"
-                raise InvalidError(message, path=str(self.path))
         if self._envelope_path.exists():
             envelope = read_envelope(self._envelope_path, disk=self._disk)
             if envelope.data_key_id != key_id(self._key):
@@ -190,12 +188,27 @@ class SqliteStore:
                 )
                 raise DeniedError(message, path=str(self.path), key_id=envelope.data_key_id)
         elif size > 0:
+            self._check_encrypted()
             message = (
                 f"the Pod {str(self.path)!r} cannot be opened without its envelope {self._envelope_path.name!r}, "
                 "which says what key it has; bring that back from where the file was copied, or restore a backup"
             )
             raise DamagedError(message, path=str(self.path))
         return size == 0
+
+    def _check_encrypted(self) -> None:
+        """Refuse a file that is plain SQLite.
+
+        Only called when the file cannot be opened anyway: this process must not have it open, because SQLite's locks
+        would go with the descriptor that is closed here.
+        """
+        if any(store.path == self.path for store in list(_open_stores)):
+            return
+        with self.path.open("rb") as file:
+            head = file.read(len(_PLAIN))
+        if head == _PLAIN:
+            message = f"{str(self.path)!r} is a plain SQLite file and not an encrypted Pod"
+            raise InvalidError(message, path=str(self.path))
 
     @property
     def _envelope_path(self) -> Path:

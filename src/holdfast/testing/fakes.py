@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import operator
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +21,7 @@ from pydantic import TypeAdapter
 
 from holdfast.errors import HoldfastError, UnavailableError
 from holdfast.items import BUILT_IN, Item, Schema, TypeDefinition, definition_of
-from holdfast.runs import Lease
+from holdfast.runs import Clock, Lease, SystemClock
 from holdfast.store import (
     Batch,
     Changes,
@@ -86,8 +85,8 @@ class MemoryStore(Store):
         clock: What its dates and leases are measured on; None: the machine's clock.
     """
 
-    def __init__(self, *, clock: FakeClock | None = None) -> None:
-        self._clock = clock
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._is_open = True
         self._schema = Schema(definition_of(cls) for cls in BUILT_IN)
@@ -206,7 +205,7 @@ class MemoryStore(Store):
             return [question for question in self._questions.values() if question.state == state]
 
     def now_ms(self) -> int:
-        return time.time_ns() // 1_000_000 if self._clock is None else self._clock.now_ms()
+        return self._clock.now_ms()
 
     def close(self) -> None:
         with self._lock:
