@@ -51,7 +51,6 @@ def test_a_value_is_shown_short_and_printable() -> None:
     assert shown("it's") == '"it\'s"'
     assert shown(1.5) == "1.5"
     assert shown("\ud800\0") == r"'\ud800\x00'"
-    assert shown("x" * 200) == "'" + "x" * 49 + "… (202 characters)"
     assert shown("x" * 201) == "'" + "x" * 48 + "'… (201 characters)"
     assert shown([1] * 100) == "[" + "1, " * 16 + "1… (300 characters)"
     assert shown(2**63) == "9223372036854775808"

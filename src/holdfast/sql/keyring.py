@@ -69,6 +69,8 @@ class Keyring:
     @contextmanager
     def _opened(self) -> Generator[apsw.Connection]:
         with translated(self.path):
+            if not self.path.exists():
+                self.path.touch(mode=0o600)
             db = apsw.Connection(str(self.path))
             try:
                 db.set_busy_timeout(_WAIT_MS)

@@ -156,6 +156,7 @@ class SqliteStore:
             lock.upgrade(wait_s=WAIT_S)
             if not self._envelope_path.exists():
                 self._disk.create(self._envelope_path, Envelope.bare(self._key).to_json())
+            self.path.touch(mode=0o600)  # its companions take their rights from it
         was_left_behind = not lock.is_shared and _size(self._wal_path) > 0  # else the log is that of others at work
         try:
             writer = self._connect(is_first=True)

@@ -1,0 +1,153 @@
+"""What an application holds, and the only place that opens doors: where things are, and the client of a Pod.
+
+Hides where a Pod lies, which keys open it and what is made on first use. Nothing here is global: two clients in one
+process may have two homes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from holdfast.disk import Disk
+from holdfast.errors import InvalidError
+from holdfast.keys import (
+    Identity,
+    key_id,
+    load_or_create_envelope,
+    load_or_create_identity,
+    load_or_create_pod_key,
+    open_identity,
+    read_envelope,
+)
+from holdfast.pod import Pod
+from holdfast.sql import Keyring, SqliteStore
+from holdfast.values import shown
+
+HOME_VARIABLE: Final = "HOLDFAST_HOME"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Where things are, and how each value was decided.
+
+    Attributes:
+        home: The folder with keys and Pods.
+        sources: For each value, who decided it: "argument", "environment" or "default".
+        environ: What the environment said, for keys that an orchestrator hands in.
+    """
+
+    home: Path
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
+    environ: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    @classmethod
+    def read(cls, *, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+        """Return the settings: an argument counts before the environment, and that before the default.
+
+        The default home is the platform's folder for a user's data, ``~/.local/share/holdfast`` on Linux.
+
+        Raises:
+            InvalidError: The home is a relative path in the environment: each program would find another one.
+        """
+        environ = os.environ if environ is None else environ
+        if home is not None:
+            return cls(home=Path(home).expanduser().absolute(), sources={"home": "argument"}, environ=environ)
+        if text := environ.get(HOME_VARIABLE):
+            found = Path(text).expanduser()
+            if not found.is_absolute():
+                message = f"{HOME_VARIABLE} cannot be {shown(text)}: it must be an absolute path"
+                raise InvalidError(message, value=shown(text))
+            return cls(home=found, sources={"home": "environment"}, environ=environ)
+        from platformdirs import user_data_path  # noqa: PLC0415 -- start-up: most programs say where their home is
+
+        return cls(home=user_data_path("holdfast", appauthor=False), sources={"home": "default"}, environ=environ)
+
+    def pod_path(self, owner_key: str) -> Path:
+        """Return the file of an owner's Pod; its companions lie beside it."""
+        return self.home / "pods" / f"{owner_key}.db"
+
+    @property
+    def keyring_path(self) -> Path:
+        """The file with the wrapped keys of all owners."""
+        return self.home / "pod.db"
+
+
+class PodClient(Pod):
+    """The client of a Pod: on a fresh machine ``PodClient()`` makes keys and file, and just works.
+
+    Without a URL the Pod is a file in this process's reach; see `holdfast.pod.Pod` for what a client can do. It is a
+    context manager; one that is not closed is closed when the process ends.
+
+    Args:
+        owner_key: Whose Pod, 64 hexadecimal digits; None: the owner in ``keys.json``.
+        database_key: What opens it, 64 hexadecimal digits; comes with ``owner_key`` or not at all.
+        home: The folder with keys and Pods; None: as `Settings.read` says.
+        settings: All settings together, instead of ``home``.
+
+    Raises:
+        DeniedError: The keys do not open the Pod, or a key file can be read by others.
+        DamagedError, InvalidError, UnavailableError: As `SqliteStore` and `holdfast.keys` say.
+    """
+
+    def __init__(
+        self,
+        *,
+        owner_key: str | None = None,
+        database_key: str | None = None,
+        home: str | os.PathLike[str] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if (owner_key is None) != (database_key is None):
+            raise InvalidError("owner_key and database_key must come together: one names the Pod, the other opens it")
+        given = None if owner_key is None or database_key is None else Identity(owner_key, database_key)
+        self.settings = settings or Settings.read(home=home)
+        path, key = unlock(self.settings, given)
+        super().__init__(SqliteStore(path, key))
+
+    def __repr__(self) -> str:
+        return f"<PodClient {str(self.settings.home)!r}>"
+
+
+def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | None = None) -> tuple[Path, bytes]:
+    """Return the file of a Pod and its data key; on a fresh machine make the folder, the keys and the envelope.
+
+    The process may die on any line: each file is there whole or not, and each is made only after what it needs.
+
+    Args:
+        settings: Where everything lies.
+        given: The owner; None: the one in ``keys.json``, which is made if there is none.
+        disk: Where the home lies.
+    """
+    disk = disk or Disk()
+    home = settings.home
+    if not home.is_dir():
+        disk.put_folder(home)
+    if given is None:
+        load_or_create_identity(home, disk=disk)
+        presented: AbstractContextManager[Identity] = open_identity(home, disk=disk)
+    else:
+        presented = nullcontext(given)
+    with presented as identity:
+        path = settings.pod_path(identity.owner_key)
+        envelope_path = path.with_suffix(".json")
+        if envelope_path.exists() or path.exists():
+            key = read_envelope(envelope_path, disk=disk).open(identity) if envelope_path.exists() else bytes(32)
+        else:
+            if not path.parent.is_dir():
+                disk.put_folder(path.parent)
+            key = load_or_create_envelope(envelope_path, identity, disk=disk).open(identity)
+        owner = identity.owner_key
+    keyring = Keyring(settings.keyring_path, load_or_create_pod_key(home, settings.environ, disk=disk))
+    if not keyring.has(owner):
+        keyring.put(owner, key)
+    return path, key
+
+
+def pod_key_id(settings: Settings) -> str:
+    """Return which Pod key this home has; it is made if there is none."""
+    return key_id(load_or_create_pod_key(settings.home, settings.environ))
