@@ -885,6 +885,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000, help="how many items each candidate holds")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is measured")
     arguments = parser.parse_args()
+    if arguments.items < 10_000:
+        parser.error(f"--items is {arguments.items}: with fewer than 10000, some searches find nothing")
     # The lists of rows are large and without cycles; a collection in the middle of one candidate would be its loss.
     gc.disable()
     with tempfile.TemporaryDirectory(prefix="layouts-") as folder:

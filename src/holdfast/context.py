@@ -63,7 +63,7 @@ class Settings:
                 message = f"{HOME_VARIABLE} cannot be {shown(text)}: it must be an absolute path"
                 raise InvalidError(message, value=shown(text))
             return cls(home=found, sources={"home": "environment"}, environ=environ)
-        from platformdirs import user_data_path  # noqa: PLC0415 -- start-up: most programs say where their home is
+        from platformdirs import user_data_path
 
         return cls(home=user_data_path("holdfast", appauthor=False), sources={"home": "default"}, environ=environ)
 

@@ -234,7 +234,7 @@ class Origin:
         self.version = version
 
 
-@dataclass_transform(field_specifiers=(Field, pydantic.Field))
+@dataclass_transform()  # no field_specifiers: a checker would take Field(index=True), without a default, as required
 class ItemMeta(ModelMetaclass):
     """pydantic's metaclass, with constructors that accept a class's own fields by position."""
 
@@ -250,7 +250,7 @@ class ItemMeta(ModelMetaclass):
         return cast("ItemMeta", cls)
 
 
-class Item(BaseModel, metaclass=ItemMeta):
+class Item(BaseModel, metaclass=ItemMeta, kw_only=True):
     """A typed record in a Pod. Subclass it to declare a type; the class is the whole declaration.
 
     Optional scalars are properties (text, integer, float, bool, datetime); lists of items are edges. A class's own
@@ -276,14 +276,19 @@ class Item(BaseModel, metaclass=ItemMeta):
     """
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", validate_assignment=True, allow_inf_nan=False, arbitrary_types_allowed=False
+        strict=True,
+        extra="forbid",
+        validate_assignment=True,
+        allow_inf_nan=False,
+        arbitrary_types_allowed=False,
+        hide_input_in_errors=True,  # pydantic's error is the cause of ours, and a traceback must not show a secret
     )
     __slots__ = ("__weakref__", "_origin")
-    id: str | None = Field(kw_only=True)
-    dateCreated: datetime | None = Field(kw_only=True)
-    dateModified: datetime | None = Field(kw_only=True)
-    dateServerModified: datetime | None = Field(kw_only=True)
-    deleted: bool = Field(default=False, kw_only=True)
+    id: str | None = None
+    dateCreated: datetime | None = None
+    dateModified: datetime | None = None
+    dateServerModified: datetime | None = None
+    deleted: bool = False
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
@@ -305,6 +310,8 @@ class Item(BaseModel, metaclass=ItemMeta):
             return
         if name in _plan(type(self)).properties:
             value = _settled(type(self), name, value)
+        elif name == "id":
+            _check_id(type(self), value)
         try:
             super().__setattr__(name, value)
         except pydantic.ValidationError as exc:
@@ -367,6 +374,8 @@ class _Plan:
     dates: tuple[str, ...]
     defaults: dict[str, Any]
     """What every field holds in an item that was read and has no value for it."""
+    presumed: dict[str, Value]
+    """Those of them that are not None, as they travel."""
 
 
 _KINDS: Final[Mapping[type, Kind]] = {
@@ -416,6 +425,11 @@ def _make_plan(cls: type[Item]) -> _Plan:
         ("id", *own, "deleted"),
         tuple(name for name, found in properties.items() if found.kind is Kind.DATETIME),
         defaults,
+        {
+            name: to_ms(defaults[name], name) if found.kind is Kind.DATETIME else defaults[name]
+            for name, found in own.items()
+            if defaults[name] is not None
+        },
     )
     cls.__plan__ = plan  # pyright: ignore[reportAttributeAccessIssue]
     return plan
@@ -539,7 +553,7 @@ def edge_changes_of(item: Item) -> tuple[list[tuple[str, Item]], list[tuple[str,
 def settle_saved(item: Item, *, version: int) -> None:
     """Note that ``item`` is in the Pod as it is now."""
     edges = {
-        name: tuple(cast("str", member.id) for member in item.__dict__[name])
+        name: tuple(dict.fromkeys(cast("str", member.id) for member in item.__dict__[name]))
         for name in _plan(type(item)).edges
         if item.__dict__[name] or (item._origin is None or name in item._origin.edges)
     }
@@ -568,6 +582,8 @@ def restore_item(cls: type[ItemT], id_: str, properties: Mapping[str, Value], *,
     object.__setattr__(item, "__pydantic_extra__", None)
     object.__setattr__(item, "__pydantic_private__", None)
     known = {name: properties[name] for name in plan.properties if name in properties}
+    if plan.presumed:  # a default that was filled in here is not a change that somebody made
+        known = {**plan.presumed, **known}
     object.__setattr__(item, "_origin", Origin(known, {}, version))
     return item
 
@@ -575,10 +591,13 @@ def restore_item(cls: type[ItemT], id_: str, properties: Mapping[str, Value], *,
 def load_edges(item: Item, edges: Mapping[str, list[Item]]) -> None:
     """Fill the lists of ``item`` with what the Pod holds, every edge that its class declares being loaded now."""
     assert item._origin is not None, "only an item that was read has edges to load"  # noqa: S101
+    known: dict[str, tuple[str, ...]] = {}
     for name in _plan(type(item)).edges:
         members = edges.get(name, [])
         item.__dict__[name] = members
-        item._origin.edges[name] = tuple(cast("str", member.id) for member in members)
+        known[name] = tuple(cast("str", member.id) for member in members)
+    # Another origin: a copy of the item has this one too, and its lists were not loaded.
+    item._origin = Origin(item._origin.properties, known, item._origin.version)
 
 
 # -- checking ----------------------------------------------------------------------------------------------------------
@@ -587,9 +606,7 @@ def load_edges(item: Item, edges: Mapping[str, list[Item]]) -> None:
 def _name_arguments(cls: type[Item], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     names: tuple[str, ...] = cls.__by_position__  # pyright: ignore[reportAttributeAccessIssue] -- set by the metaclass
     if len(args) > len(names):
-        message = (
-            f"{cls.__name__} takes at most {len(names)} values by position ({', '.join(names)}), not {len(args)}"
-        )
+        message = f"{cls.__name__} takes at most {len(names)} values by position ({', '.join(names)}), not {len(args)}"
         raise InvalidError(message, type=cls.__name__)
     for name, value in zip(names, args, strict=False):
         if name in kwargs:
@@ -608,9 +625,13 @@ def _settle(item: Item) -> None:
             settled = _settled(cls, name, value)
             if settled is not value:
                 values[name] = settled
-    if values["id"] is not None and item_id.fullmatch(values["id"]) is None:
-        message = f"{cls.__name__}.id cannot be {shown(values['id'])}: 1 to 64 letters, digits, '-' and '_' are allowed"
-        raise InvalidError(message, type=cls.__name__, property="id", value=shown(values["id"]))
+    _check_id(cls, values["id"])
+
+
+def _check_id(cls: type[Item], id_: Any) -> None:
+    if isinstance(id_, str) and item_id.fullmatch(id_) is None:
+        message = f"{cls.__name__}.id cannot be {shown(id_)}: 1 to 64 letters, digits, '-' and '_' are allowed"
+        raise InvalidError(message, type=cls.__name__, property="id", value=shown(id_))
 
 
 def _settled(cls: type[Item], name: str, value: Any) -> Any:

@@ -136,7 +136,7 @@ def is_plain(kind: Kind, value: object) -> bool:
         return value.isascii() and "\0" not in value
     if isinstance(value, float):
         return math.isfinite(value)
-    return isinstance(value, int) and kind is not Kind.DATETIME and MIN_INTEGER <= value <= MAX_INTEGER
+    return kind is not Kind.DATETIME and MIN_INTEGER <= value <= MAX_INTEGER
 
 
 def fit(kind: Kind, value: object, what: str) -> Value:
@@ -156,4 +156,4 @@ def fit(kind: Kind, value: object, what: str) -> Value:
     check(value, what)
     if kind is Kind.DATETIME:
         from_ms(value)  # pyright: ignore[reportArgumentType] -- _NATIVE says int
-    return value  # pyright: ignore[reportReturnType]
+    return value

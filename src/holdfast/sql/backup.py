@@ -8,6 +8,8 @@ Pod's lock alone, sets the present file aside under another name, and then renam
 dies between these two leaves no file and the old one beside it, which the message of the next start names.
 """
 
+# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -73,9 +75,7 @@ def back_up(
     return found
 
 
-def copy_file(
-    source: Path, key: bytes, target: Path, *, disk: Disk, on_progress: Progress | None = None
-) -> None:
+def copy_file(source: Path, key: bytes, target: Path, *, disk: Disk, on_progress: Progress | None = None) -> None:
     """Copy a database, encrypted as it is, to a file that does not exist yet, and flush it."""
     target.unlink(missing_ok=True)  # what a copy that died left behind
     with translated(source):

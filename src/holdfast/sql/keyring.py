@@ -3,6 +3,8 @@
 Nothing in it is readable without `pod.key`; losing it loses nothing, for every owner's key opens the owner's file.
 """
 
+# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+
 from __future__ import annotations
 
 from collections.abc import Generator

@@ -1,5 +1,7 @@
 """The formats of a Pod's file: numbered SQL, applied once each, in order, never edited after a release."""
 
+# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+
 from __future__ import annotations
 
 import logging

@@ -1,5 +1,7 @@
 """The rows of a Pod in SQL: what a batch needs is read, what it changes is written, inside the caller's transaction."""
 
+# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+
 from __future__ import annotations
 
 import zlib
@@ -72,7 +74,7 @@ def make_indexes(db: apsw.Connection, schema: Schema) -> None:
             if found.is_indexed and index not in there:
                 # Names were checked to be identifiers when they were declared: there is nothing to escape.
                 db.execute(
-                    f'CREATE INDEX "{index}" ON item ({expression(name)}, server_modified) '  # noqa: S608
+                    f'CREATE INDEX "{index}" ON item ({expression(name)}, server_modified) '
                     f"WHERE type = '{type_}'"
                 )
 
@@ -191,9 +193,7 @@ def _questions(db: apsw.Connection, column: str, keys: Collection[str]) -> Gener
 
 def _lease(row: tuple[Any, ...]) -> Lease:
     state, epoch, holder, run, expires, is_cancelled = row
-    return Lease(
-        state=state, epoch=epoch, holder=holder, run=run, expires_ms=expires, is_cancelled=is_cancelled != 0
-    )
+    return Lease(state=state, epoch=epoch, holder=holder, run=run, expires_ms=expires, is_cancelled=is_cancelled != 0)
 
 
 def _question(row: tuple[Any, ...]) -> Question:

@@ -45,7 +45,7 @@ def compile_query(query: Query, schema: Schema) -> tuple[str, tuple[Any, ...]]:
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     values.extend((-1 if query.limit is None else query.limit, query.offset))
     return (
-        f"SELECT seq, {ITEM} FROM item {where} ORDER BY server_modified {order}, seq {order} LIMIT ? OFFSET ?",  # noqa: S608
+        f"SELECT seq, {ITEM} FROM item {where} ORDER BY server_modified {order}, seq {order} LIMIT ? OFFSET ?",
         tuple(values),
     )
 
@@ -75,8 +75,10 @@ def _can_hold(schema: Schema, type_: str, condition: Condition) -> bool:
     found = SYSTEM_PROPERTIES.get(condition.property)
     if found is None and type_ in schema:
         found = schema[type_].properties.get(condition.property)
-    return found is not None and isinstance(condition.value, bool) == (found.kind is Kind.BOOL) and (
-        isinstance(condition.value, str) == (found.kind is Kind.TEXT)
+    return (
+        found is not None
+        and isinstance(condition.value, bool) == (found.kind is Kind.BOOL)
+        and (isinstance(condition.value, str) == (found.kind is Kind.TEXT))
     )
 
 

@@ -11,6 +11,8 @@ flush. *A forked child* never touches the connections that it inherited: SQLite'
 took them, so the child opens its own.
 """
 
+# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+
 from __future__ import annotations
 
 import atexit
@@ -230,7 +232,7 @@ class SqliteStore:
                 raise UnavailableError(f"the Pod {str(self.path)!r} cannot have a write-ahead log", path=str(self.path))
             connection.pragma("synchronous", "full")
         except BaseException:
-            connection.close(True)  # noqa: FBT003 -- apsw's only spelling of "whatever happens"
+            connection.close(True)
             raise
         return connection
 
@@ -242,7 +244,7 @@ class SqliteStore:
             raise DamagedError(message, path=str(self.path))
 
     def _copy_before(self, found: int) -> None:
-        from holdfast.sql.backup import copy_file  # noqa: PLC0415 -- only when an old file is met
+        from holdfast.sql.backup import copy_file
 
         copy = self.path.with_name(f"{self.path.name}.format-{found}")
         copy_file(self.path, self._key, copy, disk=self._disk)
@@ -293,7 +295,7 @@ class SqliteStore:
 
     def _drop_writer(self, writer: apsw.Connection) -> None:
         self._writer = None
-        writer.close(True)  # noqa: FBT003
+        writer.close(True)
 
     @contextmanager
     def _reading(self) -> Generator[apsw.Connection]:
@@ -312,7 +314,7 @@ class SqliteStore:
                     if reader.in_transaction:
                         reader.execute("ROLLBACK")
             except BaseException:
-                reader.close(True)  # noqa: FBT003
+                reader.close(True)
                 raise
             with self._pooling:
                 if not self._is_closed and len(self._readers) < _IDLE_READERS:
@@ -421,7 +423,7 @@ def _size(path: Path) -> int:
 
 def _abandon_all() -> None:
     for store in list(_open_stores):
-        store._abandon()  # noqa: SLF001 -- this module's own
+        store._abandon()
 
 
 def _close_all() -> None:

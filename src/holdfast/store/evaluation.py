@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, NoReturn, cast
 
 from holdfast.errors import ConflictError, DeniedError, HoldfastError, InvalidError, NotFoundError
-from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, PropertyDefinition, Schema
+from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, Schema
 from holdfast.runs import Fence, Lease, Status, move, status_of
 from holdfast.store.operations import (
     AnswerQuestion,
@@ -32,7 +32,6 @@ from holdfast.store.operations import (
     Expected,
     IncrementVariable,
     MoveRun,
-    Operation,
     PointSnapshot,
     ReleaseLease,
     RenewLease,
@@ -413,9 +412,9 @@ class _Evaluation:
         if error is not None:
             check(error, f"the error of run {row.id!r}")
         elif wanted is not status:
-            error = None if wanted in (Status.READY, Status.STARTED, Status.DONE) else row.properties.get("error")  # pyright: ignore[reportAssignmentType]
+            error = None if wanted in (Status.READY, Status.STARTED, Status.DONE) else row.properties.get("error")
         else:
-            error = row.properties.get("error")  # pyright: ignore[reportAssignmentType]
+            error = row.properties.get("error")
         return self.put_item(_with(row, {"status": str(wanted), "error": error}, self.now_ms))
 
     # -- plugin states --
@@ -520,8 +519,9 @@ class _Evaluation:
     # -- leases --
 
     def claim_lease(self, operation: ClaimLease) -> Lease:
-        for text, what in ((operation.state, "a plugin state"), (operation.run, "a run"), (operation.holder, "a holder")):
-            _check_name(text, f"the id of {what}")
+        _check_name(operation.state, "the id of a plugin state")
+        _check_name(operation.run, "the id of a run")
+        _check_name(operation.holder, "the id of a holder")
         _check_duration(operation.duration_ms)
         if self.fence is not None and self.fence.state != operation.state:
             message = f"a run that holds plugin state {self.fence.state!r} cannot claim {operation.state!r}"
@@ -591,9 +591,7 @@ def exists_already(id_: str) -> ConflictError:
 def _with(row: ItemRow, properties: Mapping[str, Value | None], now_ms: int) -> ItemRow:
     merged = {**row.properties, **properties}
     kept = {name: value for name, value in merged.items() if value is not None}
-    return row._replace(
-        version=row.version + 1, modified_ms=now_ms, server_modified_ms=now_ms, properties=kept
-    )
+    return row._replace(version=row.version + 1, modified_ms=now_ms, server_modified_ms=now_ms, properties=kept)
 
 
 def _date(name: str, value: object) -> int:

@@ -330,12 +330,12 @@ class Batch:
 
 def size_bytes(operation: Operation) -> int:
     """Return how much of `MAX_BYTES` an operation takes: its texts as UTF-8, and 16 for each other value or name."""
-    if type(operation) in (CreateItem, UpdateItem):
+    if isinstance(operation, CreateItem | UpdateItem):
         total = 96
-        for value in operation.properties.values():  # pyright: ignore[reportAttributeAccessIssue]
+        for value in operation.properties.values():
             total += 16 if type(value) is not str else _text_bytes(value)
         return total
-    if type(operation) in (CreateEdge, DeleteEdge, DeleteItem):
+    if isinstance(operation, CreateEdge | DeleteEdge | DeleteItem):
         return 96
     total = 96
     for each in fields(operation):
