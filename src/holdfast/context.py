@@ -25,7 +25,7 @@ from holdfast.keys import (
     read_envelope,
 )
 from holdfast.pod import Pod
-from holdfast.sql import Keyring, SqliteStore
+from holdfast.sql import Keyring, SqliteStore, finish_restore
 from holdfast.values import shown
 
 HOME_VARIABLE: Final = "HOLDFAST_HOME"
@@ -135,6 +135,7 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
     with presented as identity:
         path = settings.pod_path(identity.owner_key)
         envelope_path = path.with_suffix(".json")
+        finish_restore(path, disk=disk)  # else the moment between two envelopes would look like a fresh machine
         if envelope_path.exists() or path.exists():
             key = read_envelope(envelope_path, disk=disk).open(identity) if envelope_path.exists() else bytes(32)
         else:

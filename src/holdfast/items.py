@@ -5,15 +5,30 @@ written, and how its values travel. It does not know where items are kept. Prope
 Pod's API: camelCase, on purpose.
 """
 
+# An item keeps its `Origin` for the functions of this module, under a name that no property can have.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
-import secrets
+import os
 import time
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Final, Self, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Self,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
@@ -238,16 +253,20 @@ class Origin:
 class ItemMeta(ModelMetaclass):
     """pydantic's metaclass, with constructors that accept a class's own fields by position."""
 
-    def __new__(  # noqa: D102
+    __by_position__: tuple[str, ...]
+    __plan__: _Plan | None
+    """Made on first use: at the time of the class statement the names in its annotations may lie ahead."""
+
+    def __new__(  # noqa: D102, PYI034 -- a metaclass has no Self
         mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, kw_only: bool = False, **kwargs: Any
     ) -> ItemMeta:
-        cls = super().__new__(mcs, name, bases, namespace, **kwargs)
-        inherited: set[str] = set().union(*(getattr(base, "__pydantic_fields__", {}) for base in bases))
-        fields: dict[str, FieldInfo] = cls.__pydantic_fields__  # pyright: ignore[reportAttributeAccessIssue]
-        by_position = [] if kw_only else [key for key, info in fields.items() if not info.kw_only]
-        cls.__by_position__ = tuple(key for key in by_position if key not in inherited)  # pyright: ignore[reportAttributeAccessIssue]
-        cls.__plan__ = None  # pyright: ignore[reportAttributeAccessIssue] -- made on first use: names may lie ahead
-        return cast("ItemMeta", cls)
+        cls = cast("ItemMeta", super().__new__(mcs, name, bases, namespace, **kwargs))
+        inherited = {field for base in bases for field in getattr(base, "__pydantic_fields__", ())}
+        fields = cast("dict[str, FieldInfo]", vars(cls)["__pydantic_fields__"])
+        by_position = () if kw_only else (field for field, info in fields.items() if not info.kw_only)
+        cls.__by_position__ = tuple(field for field in by_position if field not in inherited)
+        cls.__plan__ = None
+        return cls
 
 
 class Item(BaseModel, metaclass=ItemMeta, kw_only=True):
@@ -304,18 +323,20 @@ class Item(BaseModel, metaclass=ItemMeta, kw_only=True):
         object.__setattr__(self, "_origin", None)
         _settle(self)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            object.__setattr__(self, name, value)
-            return
-        if name in _plan(type(self)).properties:
-            value = _settled(type(self), name, value)
-        elif name == "id":
-            _check_id(type(self), value)
-        try:
-            super().__setattr__(name, value)
-        except pydantic.ValidationError as exc:
-            raise _refused(type(self), exc) from exc
+    if not TYPE_CHECKING:  # else a checker would believe that any name can be assigned
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name.startswith("_"):
+                object.__setattr__(self, name, value)
+                return
+            if name in _plan(type(self)).properties:
+                value = _settled(type(self), name, value)
+            elif name == "id":
+                _check_id(type(self), value)
+            try:
+                super().__setattr__(name, value)
+            except pydantic.ValidationError as exc:
+                raise _refused(type(self), exc) from exc
 
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
@@ -323,7 +344,7 @@ class Item(BaseModel, metaclass=ItemMeta, kw_only=True):
         mine, others = self.__dict__, other.__dict__
         return all(mine[name] == others[name] for name in _plan(type(self)).compared)
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType] -- it can change, so it is no key
+    __hash__ = None  # it can change, so it is no key
 
     def __repr_args__(self) -> Any:
         plan = _plan(type(self))
@@ -388,7 +409,7 @@ _KINDS: Final[Mapping[type, Kind]] = {
 
 
 def _plan(cls: type[Item]) -> _Plan:
-    plan: _Plan | None = cls.__plan__  # pyright: ignore[reportAttributeAccessIssue] -- set by the metaclass
+    plan = cls.__plan__
     return plan if plan is not None else _make_plan(cls)
 
 
@@ -431,7 +452,7 @@ def _make_plan(cls: type[Item]) -> _Plan:
             if defaults[name] is not None
         },
     )
-    cls.__plan__ = plan  # pyright: ignore[reportAttributeAccessIssue]
+    cls.__plan__ = plan
     return plan
 
 
@@ -481,7 +502,7 @@ def class_of(definition: TypeDefinition) -> type[Item]:
     for name in definition.edges:
         annotations[name] = list[Item]
         namespace[name] = []
-    return cast("type[Item]", ItemMeta(definition.name, (Item,), namespace))
+    return cast("type[Item]", types.new_class(definition.name, (Item,), {}, lambda body: body.update(namespace)))
 
 
 # -- what changed ------------------------------------------------------------------------------------------------------
@@ -492,17 +513,17 @@ def new_id() -> str:
 
     Layout after UUID version 7 (RFC 9562): 48 bits of milliseconds, then 80 random bits.
     """
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
 
 
 def properties_of(item: Item) -> dict[str, Value]:
     """Return what ``item`` holds as it travels: no None, dates as milliseconds; `id` and the store's date left out."""
     values = item.__dict__
-    found: dict[str, Value] = {}
-    for name, kind in _plan(type(item)).properties.items():
-        value = values[name]
-        if value is not None:
-            found[name] = to_ms(value, name) if kind is Kind.DATETIME else value
+    plan = _plan(type(item))
+    found: dict[str, Value] = {name: value for name in plan.properties if (value := values[name]) is not None}
+    for name in plan.dates:
+        if name in found:
+            found[name] = to_ms(values[name], name)
     if not found["deleted"]:
         del found["deleted"]
     return found
@@ -594,7 +615,7 @@ def load_edges(item: Item, edges: Mapping[str, list[Item]]) -> None:
     known: dict[str, tuple[str, ...]] = {}
     for name in _plan(type(item)).edges:
         members = edges.get(name, [])
-        item.__dict__[name] = members
+        vars(item)[name] = members
         known[name] = tuple(cast("str", member.id) for member in members)
     # Another origin: a copy of the item has this one too, and its lists were not loaded.
     item._origin = Origin(item._origin.properties, known, item._origin.version)
@@ -604,7 +625,7 @@ def load_edges(item: Item, edges: Mapping[str, list[Item]]) -> None:
 
 
 def _name_arguments(cls: type[Item], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    names: tuple[str, ...] = cls.__by_position__  # pyright: ignore[reportAttributeAccessIssue] -- set by the metaclass
+    names = cls.__by_position__
     if len(args) > len(names):
         message = f"{cls.__name__} takes at most {len(names)} values by position ({', '.join(names)}), not {len(args)}"
         raise InvalidError(message, type=cls.__name__)
@@ -618,7 +639,7 @@ def _name_arguments(cls: type[Item], args: tuple[Any, ...], kwargs: dict[str, An
 def _settle(item: Item) -> None:
     """Refuse what no store can hold (pydantic checks types, not this), and bring dates to UTC milliseconds."""
     cls = type(item)
-    values = item.__dict__
+    values = vars(item)
     for name in _plan(cls).properties:
         value = values[name]
         if value is not None and value is not False:

@@ -160,7 +160,7 @@ def test_dates_are_kept_in_utc_to_the_millisecond() -> None:
 
 def test_none_instead_of_a_list_of_items_means_no_edges() -> None:
     """As older plugins give it; a list that is given is the item's own."""
-    assert Dog(owner=None).owner == []  # type: ignore[arg-type]
+    assert Dog(owner=None).owner == []
     first, second = Dog(), Dog()
     first.owner.append(Person())
     assert second.owner == []
@@ -294,7 +294,7 @@ def test_an_edge_leads_to_an_item_of_the_declared_type() -> None:
     """A subclass is one; a list of Item holds any; what was appended unseen is found when it is written."""
     dog = Dog(friend=[Puppy()], seen=[Person(), Dog()])
     assert len(edge_changes_of(dog)[0]) == 3
-    dog.owner.append("Ada")  # type: ignore[arg-type]
+    dog.owner.append("Ada")
     with pytest.raises(InvalidError, match=r"^Dog.owner cannot hold 'Ada': it is a list of Person$"):
         edge_changes_of(dog)
 

@@ -4,14 +4,17 @@ A backup is a folder with the encrypted file and its envelope: the owner's key o
 
 The failure argument. A backup is built in a temporary folder, checked, flushed and renamed: a process that dies leaves
 what the next backup sweeps away, never half a backup under its name. A restore checks the backup first, holds the
-Pod's lock alone, sets the present file aside under another name, and then renames the copy into place; a process that
-dies between these two leaves no file and the old one beside it, which the message of the next start names.
+Pod's lock alone, and builds all of it in a folder `NAME.restoring`, which appears with one rename: before, nothing is
+changed; from then on whoever opens the Pod first carries the restore to its end (`finish_restore`), and nobody sees a
+Pod with another's log, or none where one was.
 """
 
-# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+# apsw's stubs speak of a Buffer that Python 3.11 does not know.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +26,15 @@ from holdfast.disk import BusyError, Disk
 from holdfast.errors import DamagedError, NotFoundError, UnavailableError
 from holdfast.keys import Envelope, Identity, read_envelope
 from holdfast.sql.faults import translated
+from holdfast.sql.forks import inside_sqlite
 from holdfast.sql.migration import check_format, format_of
+
+_log: Final = logging.getLogger(__name__)
 
 FILE: Final = "pod.db"
 ENVELOPE: Final = "pod.json"
+_REPLACED: Final = "replaced"
+_WAIT_S: Final = 30.0
 _PAGES: Final = 512
 """Copied between two reports of progress: 2 MiB."""
 
@@ -63,6 +71,7 @@ def back_up(
         UnavailableError: The disk is full; nothing is left of it.
     """
     disk = disk or Disk()
+    finish_restore(source, disk=disk)
     envelope = read_envelope(source.with_suffix(".json"), disk=disk)
     disk.put_folder(target.parent)
     disk.sweep(target.parent)
@@ -78,7 +87,7 @@ def back_up(
 def copy_file(source: Path, key: bytes, target: Path, *, disk: Disk, on_progress: Progress | None = None) -> None:
     """Copy a database, encrypted as it is, to a file that does not exist yet, and flush it."""
     target.unlink(missing_ok=True)  # what a copy that died left behind
-    with translated(source):
+    with inside_sqlite, translated(source):
         reader = _connect(source, key, apsw.SQLITE_OPEN_READWRITE)
         writer = _connect(target, key, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         try:
@@ -142,27 +151,63 @@ def restore(
     except BusyError as exc:
         message = f"the Pod {str(target)!r} is open: end what uses it, then restore"
         raise UnavailableError(message, path=str(target)) from exc
-    with lock, disk.temporary_folder(target.parent) as folder:
-        copy_file(backup / FILE, key, folder / FILE, disk=disk, on_progress=on_progress)
-        disk.create(folder / ENVELOPE, envelope.rekey(identity).to_json())
-        aside = _set_aside(target, disk)
-        disk.rename(folder / ENVELOPE, target.with_suffix(".json"))
-        disk.rename(folder / FILE, target)
+    with lock:
+        _finish(target, disk)  # one that was begun before
+        with disk.temporary_folder(target.parent) as folder:
+            copy_file(backup / FILE, key, folder / FILE, disk=disk, on_progress=on_progress)
+            disk.create(folder / ENVELOPE, envelope.rekey(identity).to_json())
+            disk.put_folder(folder / _REPLACED)
+            disk.rename(folder, _restoring(target))
+        return _finish(target, disk)
+
+
+def finish_restore(target: Path, *, disk: Disk) -> None:
+    """Carry a restore to its end whose process died; nothing happens if there is none.
+
+    Raises:
+        UnavailableError: Another process is about it; or the disk is full or failing.
+    """
+    if not _restoring(target).exists():
+        return
+    with disk.lock(target.with_suffix(".lock"), wait_s=_WAIT_S):
+        _finish(target, disk)
+
+
+def _restoring(target: Path) -> Path:
+    return target.with_name(f"{target.name}.restoring")
+
+
+def _finish(target: Path, disk: Disk) -> Path | None:
+    """Put what is in the folder of a restore into its place, under the lock; return where the former Pod is kept.
+
+    Each step is one rename, and what is left to do can be seen from what is left in the folder.
+    """
+    restoring = _restoring(target)
+    if not restoring.exists():
+        return None
+    replaced = restoring / _REPLACED
+    envelope_path = target.with_suffix(".json")
+    if (restoring / ENVELOPE).exists():
+        # Until the new envelope is in place all files under the Pod's names are the former one's.
+        for name in (f"{target.name}-wal", f"{target.name}-shm", envelope_path.name, target.name):
+            if target.with_name(name).exists():
+                disk.rename(target.with_name(name), replaced / name)
+        disk.rename(restoring / ENVELOPE, envelope_path)
+    if (restoring / FILE).exists():
+        disk.rename(restoring / FILE, target)
+    aside = _keep_replaced(target, replaced, disk)
+    disk.delete(restoring)
+    _log.info("pod.restored", extra={"path": str(target), "replaced": None if aside is None else str(aside)})
     return aside
 
 
-def _set_aside(target: Path, disk: Disk) -> Path | None:
-    """Move the file, its log and its envelope into a folder beside it."""
-    names = (f"{target.name}-wal", f"{target.name}-shm", target.with_suffix(".json").name, target.name)
-    there = [target.with_name(name) for name in names if target.with_name(name).exists()]
-    if not there:
+def _keep_replaced(target: Path, replaced: Path, disk: Disk) -> Path | None:
+    if not replaced.exists() or not any(replaced.iterdir()):
         return None
     number = 1
     while (aside := target.with_name(f"{target.stem}.replaced-{number}")).exists():
         number += 1
-    disk.put_folder(aside)
-    for path in there:
-        disk.rename(path, aside / path.name)
+    disk.rename(replaced, aside)
     return aside
 
 
@@ -175,7 +220,7 @@ def _connect(path: Path, key: bytes, flags: int) -> apsw.Connection:
 
 
 def _inspect(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Backup:
-    with translated(path):
+    with inside_sqlite, translated(path):
         db = _connect(path, key, apsw.SQLITE_OPEN_READWRITE)
         try:
             found = format_of(db)
@@ -186,4 +231,4 @@ def _inspect(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Ba
             items = db.execute("SELECT count(*) FROM item").get
         finally:
             db.close()
-    return Backup(path=shown_path, owner=envelope.owner, format=found, size_bytes=path.stat().st_size, items=items)  # pyright: ignore[reportArgumentType]
+    return Backup(path=shown_path, owner=envelope.owner, format=found, size_bytes=path.stat().st_size, items=items)

@@ -35,7 +35,7 @@ MEANING: Final[Mapping[type[apsw.Error], tuple[_Kind, str]]] = {
     apsw.TooBigError: (InvalidError, "cannot hold a value that large"),
     apsw.RangeError: (InvalidError, "cannot answer that: too many values in one request"),
 }
-"""Every error of SQLite that a caller can meet and what it is to them; the rest are defects of this module's callers."""
+"""Every error of SQLite that a caller can meet and what it is to them; `DEFECTS` are the rest."""
 
 DEFECTS: Final[frozenset[type[apsw.Error]]] = frozenset(
     {

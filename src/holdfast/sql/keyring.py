@@ -3,7 +3,8 @@
 Nothing in it is readable without `pod.key`; losing it loses nothing, for every owner's key opens the owner's file.
 """
 
-# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+# apsw's stubs speak of a Buffer that Python 3.11 does not know.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ import apsw
 from holdfast.errors import NotFoundError
 from holdfast.keys import key_id, unwrap, wrap
 from holdfast.sql.faults import translated
+from holdfast.sql.forks import inside_sqlite
 
 _PURPOSE: Final = "keyring 1"
 _WAIT_MS: Final = 30_000
@@ -70,7 +72,7 @@ class Keyring:
 
     @contextmanager
     def _opened(self) -> Generator[apsw.Connection]:
-        with translated(self.path):
+        with inside_sqlite, translated(self.path):
             if not self.path.exists():
                 self.path.touch(mode=0o600)
             db = apsw.Connection(str(self.path))

@@ -1,6 +1,7 @@
 """The formats of a Pod's file: numbered SQL, applied once each, in order, never edited after a release."""
 
-# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+# apsw's stubs speak of a Buffer that Python 3.11 does not know.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def migrations() -> Mapping[int, Traversable]:
     """Return the SQL that leads to each format, by its number, from 1 on without a gap."""
     found = {
         int(match[1]): file
-        for file in (resources.files(__package__) / "migrations").iterdir()
+        for file in (resources.files("holdfast.sql") / "migrations").iterdir()
         if (match := _file_name.fullmatch(file.name))
     }
     return dict(sorted(found.items()))

@@ -1,11 +1,12 @@
 """The rows of a Pod in SQL: what a batch needs is read, what it changes is written, inside the caller's transaction."""
 
-# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+# apsw's stubs speak of a Buffer that Python 3.11 does not know.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Generator, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import apsw
@@ -14,7 +15,18 @@ from pydantic_core import from_json, to_json
 
 from holdfast.items import BUILT_IN, Schema, TypeDefinition, definition_of
 from holdfast.runs import Lease
-from holdfast.store import Changes, Direction, EdgeRow, ItemRow, Needs, Question, Rows, VariableKey, exists_already
+from holdfast.store import (
+    Changes,
+    Direction,
+    EdgeKey,
+    EdgeRow,
+    ItemRow,
+    Needs,
+    Question,
+    Rows,
+    VariableKey,
+    exists_already,
+)
 from holdfast.values import Value
 
 BUILT_IN_SCHEMA: Final = Schema(definition_of(cls) for cls in BUILT_IN)
@@ -42,15 +54,27 @@ def to_text(value: object) -> str:
 # -- schema -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The schema as of one version of it, and which properties have an index: their numbers, by type and name."""
+
+    version: int
+    schema: Schema
+    fields: Mapping[str, Mapping[str, int]]
+
+
 def schema_version(db: apsw.Connection) -> int:
     """Return a number that grows with each change of the schema."""
     return cast("int", db.execute("SELECT value FROM meta WHERE name = 'schema_version'").get)
 
 
-def read_schema(db: apsw.Connection) -> Schema:
-    """Return the built-in types and those declared in this Pod."""
+def read_known(db: apsw.Connection) -> Known:
+    """Return the built-in types, those declared in this Pod, and what is indexed."""
     stored = [_definition.validate_json(text) for (text,) in db.execute("SELECT definition FROM type_definition")]
-    return BUILT_IN_SCHEMA.joined(stored)
+    fields: dict[str, dict[str, int]] = {}
+    for number, type_, property_ in db.execute("SELECT number, type, property FROM field ORDER BY number"):
+        fields.setdefault(type_, {})[property_] = number
+    return Known(schema_version(db), BUILT_IN_SCHEMA.joined(stored), fields)
 
 
 def write_schema(db: apsw.Connection, schema: Schema) -> None:
@@ -62,27 +86,21 @@ def write_schema(db: apsw.Connection, schema: Schema) -> None:
     ]
     db.executemany("INSERT OR REPLACE INTO type_definition VALUES (?, ?)", stored)
     db.execute("UPDATE meta SET value = value + 1 WHERE name = 'schema_version'")
-    make_indexes(db, schema)
+    index_properties(db, schema)
 
 
-def make_indexes(db: apsw.Connection, schema: Schema) -> None:
-    """Make each property index that ``schema`` wants and that is not there yet."""
-    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+def index_properties(db: apsw.Connection, schema: Schema) -> None:
+    """Begin to index each property that ``schema`` wants indexed and that is not yet, with the items that are there."""
+    there = {(type_, name) for type_, name in db.execute("SELECT type, property FROM field")}
     for type_, definition in schema.items():
         for name, found in definition.properties.items():
-            index = index_name(type_, name)
-            if found.is_indexed and index not in there:
-                # Names were checked to be identifiers when they were declared: there is nothing to escape.
+            if found.is_indexed and (type_, name) not in there:
+                db.execute("INSERT INTO field (type, property) VALUES (?, ?)", (type_, name))
                 db.execute(
-                    f'CREATE INDEX "{index}" ON item ({expression(name)}, server_modified) '
-                    f"WHERE type = '{type_}'"
+                    f"INSERT INTO indexed SELECT ?, {expression(name)} AS value, server_modified, seq FROM item "
+                    "WHERE type = ? AND deleted = 0 AND value IS NOT NULL ORDER BY value, server_modified, seq",
+                    (db.last_insert_rowid(), type_),
                 )
-
-
-def index_name(type_: str, property_: str) -> str:
-    """Return the name of a property's index; the number tells apart what differs in case only, as SQL does not."""
-    name = f"{type_}.{property_}"
-    return f"{name} {zlib.crc32(name.encode()):08x}"
 
 
 COLUMNS: Final[Mapping[str, str]] = {
@@ -95,16 +113,27 @@ COLUMNS: Final[Mapping[str, str]] = {
 
 
 def expression(property_: str) -> str:
-    """Return the SQL of a property: its column, or just the expression that its index is made of."""
-    return COLUMNS.get(property_) or f"json_extract(properties, '$.{property_}')"
+    """Return the SQL of a property; its name was checked to be an identifier, there is nothing to escape."""
+    return COLUMNS.get(property_) or f"json_extract(item.properties, '$.{property_}')"
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def load(db: apsw.Connection, needed: Needs, schema: Schema) -> tuple[Rows, dict[str, int]]:
-    """Return the rows that a batch speaks of, and the sequence number of each of its items."""
-    rows = Rows(schema)
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a batch speaks of, as it was before it."""
+
+    rows: Rows
+    known: Known
+    items: Mapping[str, ItemRow]
+    sequence: dict[str, int]
+    """The sequence number of each item, by id."""
+
+
+def load(db: apsw.Connection, needed: Needs, known: Known) -> Loaded:
+    """Return the rows that a batch speaks of."""
+    rows = Rows(known.schema)
     sequence: dict[str, int] = {}
     for seq, *columns in _by_keys(db, f"SELECT seq, {ITEM} FROM item WHERE id", needed.items):
         row = item_from(tuple(columns))
@@ -126,7 +155,7 @@ def load(db: apsw.Connection, needed: Needs, schema: Schema) -> tuple[Rows, dict
     for column, keys in (("state", states), ("run", needed.lease_runs)):
         for row in _by_keys(db, f"SELECT {_LEASE} FROM lease WHERE {column}", keys):
             rows.leases[row[0]] = _lease(row)
-    return rows, sequence
+    return Loaded(rows, known, dict(rows.items), sequence)
 
 
 def _by_keys(db: apsw.Connection, select: str, keys: Collection[str]) -> Iterable[tuple[Any, ...]]:
@@ -183,7 +212,8 @@ def find_snapshot(db: apsw.Connection, state: str) -> str | None:
 
 def list_questions(db: apsw.Connection, state: str) -> list[Question]:
     """Return the questions of a plugin state, in the order of asking."""
-    return [_question(row) for row in db.execute(f"SELECT {_QUESTION} FROM question WHERE state = ? ORDER BY seq", (state,))]  # fmt: skip
+    sql = f"SELECT {_QUESTION} FROM question WHERE state = ? ORDER BY seq"
+    return [_question(row) for row in db.execute(sql, (state,))]
 
 
 def _questions(db: apsw.Connection, column: str, keys: Collection[str]) -> Generator[Question]:
@@ -216,38 +246,27 @@ def _question(row: tuple[Any, ...]) -> Question:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(db: apsw.Connection, changes: Changes, sequence: dict[str, int]) -> None:
+def write(db: apsw.Connection, changes: Changes, loaded: Loaded) -> None:
     """Write what a batch changes.
 
     Args:
         db: A connection inside a transaction; it must be rolled back if this raises.
         changes: From `evaluate`.
-        sequence: The sequence numbers that `load` found; those of created items are added.
+        loaded: What `load` found; the sequence numbers of created items are added.
 
     Raises:
         ConflictError: A created item's id is taken.
     """
+    fields = loaded.known.fields
     if changes.schema is not None:
         write_schema(db, changes.schema)
+        fields = read_known(db).fields
     if changes.created:
-        _create_items(db, changes.created, sequence)
+        _create_items(db, changes.created, loaded.sequence, fields)
     if changes.updated:
-        db.executemany(
-            "UPDATE item SET version = ?, created = ?, modified = ?, server_modified = ?, deleted = ?, properties = ? "
-            "WHERE seq = ?",
-            ((*row[2:7], to_text(row.properties), sequence[row.id]) for row in changes.updated.values()),
-        )
-    for statement, shall_exist in (
-        ("DELETE FROM edge WHERE source = ? AND name = ? AND target = ?", False),
-        ("INSERT OR IGNORE INTO edge (source, name, target) VALUES (?, ?, ?)", True),
-    ):
-        edges = [
-            (sequence[edge.source], edge.name, sequence[edge.target])
-            for edge, exists in changes.edges.items()
-            if exists is shall_exist and edge.source in sequence and edge.target in sequence
-        ]
-        if edges:
-            db.executemany(statement, edges)
+        _update_items(db, changes.updated, loaded, fields)
+    if changes.edges:
+        _write_edges(db, changes.edges, loaded.sequence)
     for key, value in changes.variables.items():
         _write_variable(db, key, value)
     for lease in changes.leases.values():
@@ -264,13 +283,32 @@ def write(db: apsw.Connection, changes: Changes, sequence: dict[str, int]) -> No
         _write_question(db, id_, question)
 
 
-def _create_items(db: apsw.Connection, created: list[ItemRow], sequence: dict[str, int]) -> None:
+_Fields = Mapping[str, Mapping[str, int]]
+_Entry = tuple[int, Value, int, int]
+
+
+def _entries(row: ItemRow, seq: int, fields: _Fields) -> list[_Entry]:
+    """Return the rows of ``indexed`` that an item has."""
+    if row.is_deleted:
+        return []
+    properties = row.properties
+    return [
+        (number, properties[name], row.server_modified_ms, seq)
+        for name, number in fields.get(row.type, {}).items()
+        if name in properties
+    ]
+
+
+def _write_entries(db: apsw.Connection, entries: Iterable[_Entry]) -> None:
+    db.executemany("INSERT INTO indexed VALUES (?, ?, ?, ?)", entries)
+
+
+def _create_items(db: apsw.Connection, created: list[ItemRow], sequence: dict[str, int], fields: _Fields) -> None:
     first = cast("int", db.execute("SELECT coalesce(max(seq), 0) + 1 FROM item").get)
-    encode = to_json
     try:
         db.executemany(
             "INSERT INTO item VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            ((seq, *row[:7], encode(row[7]).decode()) for seq, row in enumerate(created, first)),
+            ((seq, *row[:7], to_json(row[7]).decode()) for seq, row in enumerate(created, first)),
         )
     except apsw.ConstraintError as exc:
         taken = db.execute(
@@ -278,8 +316,43 @@ def _create_items(db: apsw.Connection, created: list[ItemRow], sequence: dict[st
             (first, to_text([row.id for row in created])),
         ).get
         raise exists_already(str(taken)) from exc
-    for seq, row in enumerate(created, first):
-        sequence[row.id] = seq
+    sequence.update((row.id, seq) for seq, row in enumerate(created, first))
+    _write_entries(
+        db,
+        (entry for seq, row in enumerate(created, first) if row.type in fields for entry in _entries(row, seq, fields)),
+    )
+
+
+def _update_items(db: apsw.Connection, updated: Mapping[str, ItemRow], loaded: Loaded, fields: _Fields) -> None:
+    sequence = loaded.sequence
+    db.executemany(
+        "UPDATE item SET version = ?, created = ?, modified = ?, server_modified = ?, deleted = ?, properties = ? "
+        "WHERE seq = ?",
+        ((*row[2:7], to_text(row.properties), sequence[id_]) for id_, row in updated.items()),
+    )
+    db.executemany(
+        "DELETE FROM indexed WHERE field = ? AND value = ? AND server_modified = ? AND item = ?",
+        (entry for id_ in updated for entry in _entries(loaded.items[id_], sequence[id_], fields)),
+    )
+    _write_entries(db, (entry for id_, row in updated.items() for entry in _entries(row, sequence[id_], fields)))
+
+
+def _write_edges(db: apsw.Connection, edges: Mapping[EdgeKey, bool], sequence: Mapping[str, int]) -> None:
+    def rows(*, shall_exist: bool) -> list[tuple[int, str, int]]:
+        return [
+            (sequence[edge.source], edge.name, sequence[edge.target])
+            for edge, exists in edges.items()
+            if exists is shall_exist and edge.source in sequence and edge.target in sequence
+        ]
+
+    if gone := rows(shall_exist=False):
+        db.executemany("DELETE FROM edge WHERE source = ? AND name = ? AND target = ?", gone)
+    if new := rows(shall_exist=True):
+        last = cast("int", db.execute("SELECT value FROM meta WHERE name = 'edges'").get)
+        db.executemany(
+            "INSERT OR IGNORE INTO edge VALUES (?, ?, ?, ?)", ((*row, seq) for seq, row in enumerate(new, last + 1))
+        )
+        db.execute("UPDATE meta SET value = ? WHERE name = 'edges'", (last + len(new),))
 
 
 def _write_variable(db: apsw.Connection, key: VariableKey, value: Value | None) -> None:

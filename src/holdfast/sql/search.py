@@ -2,73 +2,101 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
-from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, Schema
-from holdfast.sql.rows import COLUMNS, ITEM, expression
+from holdfast.items import SYSTEM_PROPERTIES, Schema
+from holdfast.sql.rows import ITEM, Known, expression, to_text
 from holdfast.store import Comparison, Condition, Query
 from holdfast.values import Kind
 
 _OPERATORS: Final = {Comparison.EQUAL: "=", Comparison.AT_LEAST: ">=", Comparison.LESS: "<"}
 
 
-def compile_query(query: Query, schema: Schema) -> tuple[str, tuple[Any, ...]]:
+def compile_query(query: Query, known: Known) -> tuple[str, tuple[Any, ...]]:
     """Return the statement, which selects seq and the columns `ITEM`, and its values.
 
-    An index of a property covers one type. So a search without a type asks for each type that has the properties,
-    and the database joins what their indexes find.
+    Where every type that can hold what is asked for has an index of one of the properties, the index decides what is
+    read, one arm for each type, and the database merges the arms in order. Else each item of those types is looked at.
     """
-    conditions: list[str] = []
-    values: list[Any] = []
-    types = _types_with(query, schema)
-    if types is not None:
-        alternatives: list[str] = []
-        for type_ in types:
-            terms, found = _terms(query.conditions)
-            alternatives.append(" AND ".join([f"type = '{type_}'", *terms]))  # a literal: partial indexes need one
-            values.extend(found)
-        conditions.append("(" + " OR ".join(alternatives) + ")" if alternatives else "0")
-    else:
-        terms, found = _terms(query.conditions)
-        conditions.extend(terms)
-        values.extend(found)
-    if query.ids is not None:
-        conditions.append(f"item.id IN ({', '.join('?' * len(query.ids))})" if len(query.ids) < _MANY else _MANY_IDS)
-        values.extend(query.ids if len(query.ids) < _MANY else [_json_list(query.ids)])
-    if query.is_deleted is not None:
-        conditions.append("deleted = ?")
-        values.append(query.is_deleted)
-    if query.after is not None:
-        conditions.append(f"(server_modified, seq) {'<' if query.is_descending else '>'} (?, ?)")
-        values.extend(query.after)
+    types = _types_with(query, known.schema)
+    found = _indexed_condition(query, types, known)
     order = "DESC" if query.is_descending else "ASC"
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    values.extend((-1 if query.limit is None else query.limit, query.offset))
+    limit, limits = "LIMIT ? OFFSET ?", (-1 if query.limit is None else query.limit, query.offset)
+    if found is None:
+        where, bound = _conditions(query, types, query.conditions)
+        by = f"item.server_modified {order}, item.seq {order}"
+        return f"SELECT item.seq, {ITEM} FROM item {where} ORDER BY {by} {limit}", (*bound, *limits)
+    condition, numbers = found
+    arm = f"SELECT item, server_modified FROM indexed WHERE field = ? AND value {_OPERATORS[condition.comparison]} ?"
+    values: list[Any] = []
+    for number in numbers:
+        values.extend((number, condition.value))
+        if query.after is not None:
+            values.extend(query.after)
+    if query.after is not None:
+        arm += f" AND (server_modified, item) {'<' if query.is_descending else '>'} (?, ?)"
+    hits = " UNION ALL ".join([arm] * len(numbers))
+    rest = tuple(each for each in query.conditions if each is not condition)
+    is_all = not rest and query.ids is None  # then the limit holds for the hits already, and only those are looked up
+    if is_all:
+        hits += f" ORDER BY server_modified {order}, item {order} {limit}"
+        values.extend(limits)
+    where, more = _conditions(replace(query, after=None), None, rest)
     return (
-        f"SELECT seq, {ITEM} FROM item {where} ORDER BY server_modified {order}, seq {order} LIMIT ? OFFSET ?",
-        tuple(values),
+        f"SELECT item.seq, {ITEM} FROM ({hits}) AS hit CROSS JOIN item ON item.seq = hit.item {where} "
+        f"ORDER BY hit.server_modified {order}, hit.item {order}" + ("" if is_all else f" {limit}"),
+        (*values, *more, *(() if is_all else limits)),
     )
 
 
-_MANY: Final = 100
-_MANY_IDS: Final = "item.id IN (SELECT value FROM json_each(?))"
+def _indexed_condition(query: Query, types: list[str] | None, known: Known) -> tuple[Condition, list[int]] | None:
+    """Return a condition that an index of every one of ``types`` serves, an equality rather than a range."""
+    if not types or query.is_deleted is not False:  # the index holds what is not deleted
+        return None
+    for condition in sorted(query.conditions, key=lambda each: each.comparison is not Comparison.EQUAL):
+        if condition.value is None:
+            continue
+        numbers = [known.fields.get(type_, {}).get(condition.property) for type_ in types]
+        if None not in numbers:
+            return condition, [number for number in numbers if number is not None]
+    return None
 
 
-def _json_list(ids: tuple[str, ...]) -> str:
-    return '["' + '","'.join(ids) + '"]'  # ids were checked to be letters, digits, '-' and '_'
+def _conditions(query: Query, types: list[str] | None, conditions: tuple[Condition, ...]) -> tuple[str, list[Any]]:
+    terms: list[str] = []
+    values: list[Any] = []
+    if types is not None:
+        # Also where all types will do: the database then reads each type in order, and stops at the limit.
+        terms.append(f"item.type IN ({', '.join('?' * len(types))})" if len(types) != 1 else "item.type = ?")
+        values.extend(types)
+    for condition in conditions:
+        left = expression(condition.property)
+        terms.append(f"{left} IS NULL" if condition.value is None else f"{left} {_OPERATORS[condition.comparison]} ?")
+        if condition.value is not None:
+            values.append(condition.value)
+    if query.ids is not None:
+        terms.append("item.id IN (SELECT value FROM json_each(?))")
+        values.append(to_text(query.ids))
+    if query.is_deleted is not None:
+        terms.append("item.deleted = ?")
+        values.append(query.is_deleted)
+    if query.after is not None:
+        terms.append(f"(item.server_modified, item.seq) {'<' if query.is_descending else '>'} (?, ?)")
+        values.extend(query.after)
+    return f"WHERE {' AND '.join(terms)}" if terms else "", values
 
 
 def _types_with(query: Query, schema: Schema) -> list[str] | None:
-    """Return the types that can hold all that is asked for; None if that is any type.
+    """Return the types that can hold all that is asked for; None where that is no restriction and no help.
 
     A value is compared with values of its own nature only: SQLite would put every text after every number.
     """
     names = [query.type] if query.type is not None else list(schema)
     asked = [each for each in query.conditions if each.value is not None]
-    if query.type is None and all(each.property in COLUMNS for each in asked):
-        names = [ANY_TYPE]
-    fitting = [name for name in names if all(_can_hold(schema, name, each) for each in asked)]
-    return None if fitting == [ANY_TYPE] else fitting
+    if query.type is None and query.ids is not None and not asked:
+        return None
+    return [name for name in names if all(_can_hold(schema, name, each) for each in asked)]
 
 
 def _can_hold(schema: Schema, type_: str, condition: Condition) -> bool:
@@ -80,20 +108,3 @@ def _can_hold(schema: Schema, type_: str, condition: Condition) -> bool:
         and isinstance(condition.value, bool) == (found.kind is Kind.BOOL)
         and (isinstance(condition.value, str) == (found.kind is Kind.TEXT))
     )
-
-
-def _terms(conditions: tuple[Condition, ...]) -> tuple[list[str], list[Any]]:
-    terms: list[str] = []
-    values: list[Any] = []
-    for condition in conditions:
-        left = expression(condition.property)
-        if condition.value is None:
-            terms.append(f"{left} IS NULL")
-        elif isinstance(condition.value, float):
-            # Both sides through the same parser: SQLite's reading of a decimal is not always the nearest double.
-            terms.append(f"{left} {_OPERATORS[condition.comparison]} json_extract(?, '$')")
-            values.append(repr(condition.value))
-        else:
-            terms.append(f"{left} {_OPERATORS[condition.comparison]} ?")
-            values.append(condition.value)
-    return terms, values

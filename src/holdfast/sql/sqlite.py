@@ -7,11 +7,12 @@ The failure argument. *The process dies on any line of `apply`*: SQLite's transa
 the next opener is alone (the lock of the dead is free), finds a log that was left behind, and checks the file. *Two
 write at once*: `BEGIN IMMEDIATE` queues them, for at most 30 s. *The disk is full, or a flush fails*: the transaction
 is rolled back and the connection is not used again, so that nothing depends on what the kernel made of the failed
-flush. *A forked child* never touches the connections that it inherited: SQLite's locks belong to the process that
-took them, so the child opens its own.
+flush. *A forked child* closes the connections that it inherited and opens its own, because SQLite's locks belong to the
+process that took them (see `holdfast.sql.forks`).
 """
 
-# pyright: reportUnknownMemberType=false -- apsw's stubs speak of a Buffer that Python 3.11 does not know
+# apsw's stubs speak of a Buffer that Python 3.11 does not know.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import apsw
 
@@ -35,8 +36,11 @@ from holdfast.items import Schema
 from holdfast.keys import Envelope, key_id, read_envelope
 from holdfast.runs import Clock, Lease, SystemClock
 from holdfast.sql import rows as sql_rows
+from holdfast.sql.backup import copy_file, finish_restore
 from holdfast.sql.faults import translated
+from holdfast.sql.forks import inside_sqlite
 from holdfast.sql.migration import check_format, format_of, migrate, migrations
+from holdfast.sql.rows import Known
 from holdfast.sql.search import compile_query
 from holdfast.store import (
     Batch,
@@ -59,9 +63,11 @@ WAIT_S: Final = 30.0
 
 _PLAIN: Final = b"SQLite format 3\0"
 _IDLE_READERS: Final = 8
+_CACHE_KIB: Final = 65_536
+"""SQLite's own 2 MiB make a large batch write pages twice; taken only as it is needed."""
 
 _inherited: list[Any] = []
-"""Connections that a forked child must neither use nor close."""
+"""Connections that a child, forked in the middle of using them, must neither use nor close."""
 
 _open_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
 
@@ -102,10 +108,10 @@ class SqliteStore:
         self._disk = disk or Disk()
         self._create = create
         self._steps = migrations() if steps is None else steps
-        self._schema: tuple[int, Schema] | None = None
+        self._known: Known | None = None
         self._is_closed = False
         self._forget()
-        with translated(self.path):
+        with inside_sqlite, translated(self.path):
             self._open()
         _open_stores.add(self)
 
@@ -119,16 +125,23 @@ class SqliteStore:
         self._readers: list[apsw.Connection] = []
         self._lock: Lock | None = None
 
-    def _abandon(self) -> None:
-        """In a forked child: never use, close or collect what was inherited."""
+    def _abandon(self, *, can_close: bool) -> None:
+        """In a forked child: use nothing that was inherited."""
         for connection in (self._writer, *self._readers):
-            if connection is not None:
+            if connection is None:
+                continue
+            if can_close:
+                # The log stays, for it is the parent's: closing must not even look whether it was the last to use it.
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+                connection.close(True)
+            else:
                 _inherited.append(connection)
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # not even when the interpreter ends
         self._forget()
 
     def _open(self) -> None:
         """Lock the file, see that it is what it should be, make or migrate it where that is needed."""
+        inside_sqlite.check_usable(str(self.path))
         folder = self.path.parent
         if not folder.is_dir():
             raise NotFoundError(f"the folder {str(folder)!r} of the Pod does not exist", path=str(folder))
@@ -139,6 +152,7 @@ class SqliteStore:
                 "processes cannot share SQLite's write-ahead log; move it to a local disk"
             )
             raise UnavailableError(message, path=str(self.path), filesystem=kind)
+        finish_restore(self.path, disk=self._disk)
         self._check_files()
         path = self.path.with_suffix(".lock")
         try:
@@ -173,7 +187,7 @@ class SqliteStore:
             lock.upgrade(wait_s=WAIT_S)
             migrate(writer, before=self._copy_before, steps=self._steps)
             with writer:
-                sql_rows.make_indexes(writer, sql_rows.read_schema(writer))
+                sql_rows.index_properties(writer, sql_rows.read_known(writer).schema)
         lock.downgrade()
         return writer
 
@@ -228,9 +242,10 @@ class SqliteStore:
             connection.set_busy_timeout(round(WAIT_S * 1000))
             connection.pragma("cipher", "chacha20")
             connection.pragma("key", f"raw:{self._key.hex()}")
-            if is_first and connection.pragma("journal_mode", "wal") != "wal":
-                raise UnavailableError(f"the Pod {str(self.path)!r} cannot have a write-ahead log", path=str(self.path))
+            if is_first:
+                connection.pragma("journal_mode", "wal")  # kept in the file; raises where it cannot be
             connection.pragma("synchronous", "full")
+            connection.pragma("cache_size", -_CACHE_KIB)
         except BaseException:
             connection.close(True)
             raise
@@ -244,8 +259,6 @@ class SqliteStore:
             raise DamagedError(message, path=str(self.path))
 
     def _copy_before(self, found: int) -> None:
-        from holdfast.sql.backup import copy_file
-
         copy = self.path.with_name(f"{self.path.name}.format-{found}")
         copy_file(self.path, self._key, copy, disk=self._disk)
 
@@ -262,12 +275,14 @@ class SqliteStore:
     @contextmanager
     def _transaction(self) -> Generator[apsw.Connection]:
         """One write transaction on the one connection that writes."""
-        self._check_open()
-        if not self._writing.acquire(timeout=WAIT_S):
-            message = f"the Pod {str(self.path)!r} is busy: another thread has been writing to it for {WAIT_S:.0f} s"
-            raise UnavailableError(message, path=str(self.path))
-        try:
-            with translated(self.path):
+        with inside_sqlite, translated(self.path):
+            self._check_open()
+            if not self._writing.acquire(timeout=WAIT_S):
+                message = (
+                    f"the Pod {str(self.path)!r} is busy: another thread has been writing to it for {WAIT_S:.0f} s"
+                )
+                raise UnavailableError(message, path=str(self.path))
+            try:
                 if self._writer is None:
                     self._writer = self._connect()
                 writer = self._writer
@@ -278,8 +293,8 @@ class SqliteStore:
                 except BaseException as exc:
                     self._roll_back(writer, exc)
                     raise
-        finally:
-            self._writing.release()
+            finally:
+                self._writing.release()
 
     def _roll_back(self, writer: apsw.Connection, exc: BaseException) -> None:
         """Undo; and after an error of SQLite's own, use the connection no more."""
@@ -300,8 +315,8 @@ class SqliteStore:
     @contextmanager
     def _reading(self) -> Generator[apsw.Connection]:
         """One moment of the Pod, which no write waits for and which waits for none."""
-        self._check_open()
-        with translated(self.path):
+        with inside_sqlite, translated(self.path):
+            self._check_open()
             with self._pooling:
                 reader = self._readers.pop() if self._readers else None
             if reader is None:
@@ -326,7 +341,7 @@ class SqliteStore:
         """Let go of the file. Twice is harmless; using the store afterwards raises UnavailableError."""
         if self._is_closed:
             return
-        with self._writing, self._pooling:
+        with inside_sqlite, self._writing, self._pooling:
             self._is_closed = True
             self._close_connections()
             if self._lock is not None:
@@ -342,7 +357,7 @@ class SqliteStore:
             self._writer.close()
             self._writer = None
 
-    def __enter__(self) -> SqliteStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -356,21 +371,20 @@ class SqliteStore:
     def apply(self, batch: Batch) -> tuple[Result, ...]:  # noqa: D102 -- said at `Store`, as is all below
         needed = needs(batch)
         with self._transaction() as db:
-            rows, sequence = sql_rows.load(db, needed, self._current_schema(db))
-            results, changes = evaluate(batch, rows, now_ms=self.now_ms())
-            sql_rows.write(db, changes, sequence)
+            loaded = sql_rows.load(db, needed, self._current(db))
+            results, changes = evaluate(batch, loaded.rows, now_ms=self.now_ms())
+            sql_rows.write(db, changes, loaded)
         return results
 
     def schema(self) -> Schema:  # noqa: D102
         with self._reading() as db:
-            return self._current_schema(db)
+            return self._current(db).schema
 
-    def _current_schema(self, db: apsw.Connection) -> Schema:
-        version = sql_rows.schema_version(db)
-        known = self._schema
-        if known is None or known[0] != version:
-            self._schema = known = (version, sql_rows.read_schema(db))
-        return known[1]
+    def _current(self, db: apsw.Connection) -> Known:
+        known = self._known
+        if known is None or known.version != sql_rows.schema_version(db):
+            self._known = known = sql_rows.read_known(db)
+        return known
 
     def find_items(self, ids: Sequence[str]) -> Mapping[str, ItemRow]:  # noqa: D102
         with self._reading() as db:
@@ -378,7 +392,7 @@ class SqliteStore:
 
     def search(self, query: Query) -> list[Found]:  # noqa: D102
         with self._reading() as db:
-            statement, values = compile_query(query, self._current_schema(db))
+            statement, values = compile_query(query, self._current(db))
             found = [(seq, sql_rows.item_from(tuple(row))) for seq, *row in db.execute(statement, values)]
             edges: dict[str, list[EdgeRow]] = {}
             for direction, is_wanted in ((Direction.OUTGOING, query.outgoing), (Direction.INCOMING, query.incoming)):
@@ -422,8 +436,9 @@ def _size(path: Path) -> int:
 
 
 def _abandon_all() -> None:
+    can_close = inside_sqlite.open_in_child()
     for store in list(_open_stores):
-        store._abandon()
+        store._abandon(can_close=can_close)  # pyright: ignore[reportPrivateUsage] -- this module's own
 
 
 def _close_all() -> None:

@@ -15,24 +15,28 @@ class TestMyStore(StoreContract):
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from holdfast.testing.fakes import Dog, FakeClock, JsonStore, MemoryStore
 
 if TYPE_CHECKING:
-    from holdfast.testing.contract import StoreContract, StoreMachine
+    from holdfast.testing.contract import StoreContract
+    from holdfast.testing.machine import StoreMachine
 
 __all__ = ["Dog", "FakeClock", "JsonStore", "MemoryStore", "StoreContract", "StoreMachine"]
 
 
+_SUITES: Final = {"StoreContract": "contract", "StoreMachine": "machine"}
+"""The module of this package that each suite is in."""
+
+
 def __getattr__(name: str) -> object:
-    """Load the contract suites on first use, with pytest's explanation of failed assertions."""
-    if name not in ("StoreContract", "StoreMachine"):
+    """Load a suite on first use, with pytest's explanation of failed assertions."""
+    if name not in _SUITES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message, name=name)
-    import pytest  # an optional extra: an application that only uses the fakes has no need of it
+    import pytest  # an optional extra: who only uses the fakes has no need of it
 
-    pytest.register_assert_rewrite(f"{__name__}.contract")
-    from holdfast.testing import contract
-
-    return getattr(contract, name)
+    pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _SUITES.values()))
+    return getattr(import_module(f"{__name__}.{_SUITES[name]}"), name)

@@ -5,8 +5,9 @@ CREATE TABLE meta (
     value ANY NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Grows with every change of type_definition, so that a process sees with one read whether its copy is stale.
-INSERT INTO meta VALUES ('schema_version', 0);
+-- schema_version grows with every change of type_definition: one read tells a process whether its copy is stale.
+-- edges is the seq of the newest edge.
+INSERT INTO meta VALUES ('schema_version', 0), ('edges', 0);
 
 CREATE TABLE type_definition (
     name TEXT PRIMARY KEY,
@@ -27,15 +28,31 @@ CREATE TABLE item (
 
 CREATE INDEX item_by_type ON item (type, server_modified);
 
+-- Which properties of which types are found without a scan, and their values in items that are not deleted.
+CREATE TABLE field (
+    number INTEGER PRIMARY KEY,
+    type TEXT NOT NULL,
+    property TEXT NOT NULL,
+    UNIQUE (type, property)
+) STRICT;
+
+CREATE TABLE indexed (
+    field INTEGER NOT NULL,
+    value ANY NOT NULL,
+    server_modified INTEGER NOT NULL, -- of the item, so that what is found comes in order
+    item INTEGER NOT NULL,
+    PRIMARY KEY (field, value, server_modified, item)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE edge (
-    seq INTEGER PRIMARY KEY, -- in the order of creation
     source INTEGER NOT NULL,
     name TEXT NOT NULL,
     target INTEGER NOT NULL,
-    UNIQUE (source, name, target)
-) STRICT;
+    seq INTEGER NOT NULL, -- in the order of creation
+    PRIMARY KEY (source, name, target)
+) STRICT, WITHOUT ROWID;
 
-CREATE INDEX edge_by_target ON edge (target, name);
+CREATE INDEX edge_by_target ON edge (target, name, source);
 
 CREATE TABLE variable (
     state TEXT NOT NULL,
