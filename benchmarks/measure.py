@@ -112,14 +112,16 @@ def table(rows: Sequence[Row]) -> str:
     head = ("work", "limit", "wall ×", "middle half", "cpu ×", "goal", "")
     lines = [head, *(_cells(row) for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    padded = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    padded = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     padded.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(padded)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     verdict = {None: "", True: "met", False: "missed"}[row.is_met]
-    spread = "counted" if row.cpu is None else f"{row.wall.low:.2f} – {row.wall.high:.2f}"
+    spread = "counted" if row.wall.low == row.wall.high else f"{row.wall.low:.2f} – {row.wall.high:.2f}"
     cpu = "" if row.cpu is None else f"{row.cpu.median:.2f}"
     goal = "" if row.goal is None else f"≤ {row.goal:g}"
     return (row.work, row.limit, f"{row.wall.median:.2f}", spread, cpu, goal, verdict)

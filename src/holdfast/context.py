@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from holdfast.disk import Disk
-from holdfast.errors import InvalidError
+from holdfast.errors import ConflictError, InvalidError, NotFoundError
 from holdfast.keys import (
+    Envelope,
     Identity,
     key_id,
     load_or_create_envelope,
@@ -23,9 +24,11 @@ from holdfast.keys import (
     load_or_create_pod_key,
     open_identity,
     read_envelope,
+    read_identity,
 )
 from holdfast.pod import Pod
-from holdfast.sql import Keyring, SqliteStore, finish_restore
+from holdfast.sql import Backup, Keyring, SqliteStore, back_up, finish_restore, restore
+from holdfast.sql.backup import ENVELOPE, Progress, _inspect, inspect  # pyright: ignore[reportPrivateUsage]
 from holdfast.values import shown
 
 HOME_VARIABLE: Final = "HOLDFAST_HOME"
@@ -152,3 +155,98 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
 def pod_key_id(settings: Settings) -> str:
     """Return which Pod key this home has; it is made if there is none."""
     return key_id(load_or_create_pod_key(settings.home, settings.environ))
+
+
+# -- what operators do to a Pod that is there -------------------------------------------------------------------------
+
+
+def get_pod(settings: Settings) -> tuple[Path, bytes]:
+    """Return the file of the owner's Pod and its data key, as `unlock` does; but make nothing where nothing is.
+
+    Raises:
+        NotFoundError: There is no Pod yet.
+        DeniedError, DamagedError, InvalidError: As `holdfast.keys` says.
+    """
+    path = settings.pod_path(_get_identity(settings).owner_key)
+    disk = Disk()
+    with open_identity(settings.home, disk=disk) as identity:
+        finish_restore(path, disk=disk)
+        if path.exists():
+            return path, read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
+    raise NotFoundError(f"there is no Pod {str(path)!r} yet: the first PodClient() makes it", path=str(path))
+
+
+def open_store(settings: Settings) -> SqliteStore:
+    """Open the owner's Pod, if it is there (see `get_pod`)."""
+    return SqliteStore(*get_pod(settings), create=False)
+
+
+def back_up_pod(settings: Settings, target: Path, *, on_progress: Progress | None = None) -> Backup:
+    """Copy the owner's Pod into a new folder, as `holdfast.sql.back_up` does.
+
+    Raises:
+        ConflictError: The folder exists; this is said before anything is copied.
+    """
+    source, key = get_pod(settings)
+    if os.path.lexists(target):
+        raise ConflictError(f"{str(target)!r} exists already: name a folder that does not", path=str(target))
+    return back_up(source, key, target.absolute(), on_progress=on_progress)
+
+
+def inspect_backup(settings: Settings, backup: Path) -> Backup:
+    """Say what a backup holds that the owner's keys open, those from before a rotation included.
+
+    Raises:
+        NotFoundError: There is no backup, or no key.
+        DeniedError: It is another owner's, or was sealed with a key that is not here.
+        DamagedError, InvalidError: As `holdfast.sql.backup.inspect` says.
+    """
+    return inspect(backup, _identity_for(backup, _get_identity(settings), settings.home))
+
+
+def restore_pod(settings: Settings, backup: Path, *, on_progress: Progress | None = None) -> Path | None:
+    """Put a backup in the place of the owner's Pod, as `holdfast.sql.restore` does; it opens with today's keys.
+
+    Returns:
+        The folder where the Pod that was there is kept now; None if there was none.
+    """
+    _get_identity(settings)
+    disk = Disk()
+    with open_identity(settings.home, disk=disk) as identity:
+        path = settings.pod_path(identity.owner_key)
+        aside = restore(backup, _identity_for(backup, identity, settings.home), path, on_progress=on_progress)
+        key = read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
+    # It may be the key of another file than before.
+    keyring = Keyring(settings.keyring_path, load_or_create_pod_key(settings.home, settings.environ))
+    keyring.put(identity.owner_key, key)
+    return aside
+
+
+def examine_pod(path: Path, key: bytes, envelope: Envelope) -> Backup:
+    """Check every page of a Pod's file, which others may use meanwhile, and say what it holds; nothing is migrated.
+
+    Raises:
+        DamagedError, DeniedError, InvalidError, UnavailableError: As opening it would.
+    """
+    return _inspect(path, key, envelope, path)
+
+
+def _get_identity(settings: Settings) -> Identity:
+    try:
+        return read_identity(settings.home)
+    except NotFoundError as exc:
+        message = f"there are no keys in {str(settings.home)!r} yet: store_keys brings yours, or makes new ones"
+        raise NotFoundError(message, path=str(settings.home)) from exc
+
+
+def _identity_for(backup: Path, identity: Identity, home: Path) -> Identity:
+    """Return ``identity``, with the key kept in ``home`` that a backup from before a rotation needs."""
+    disk = Disk()
+    try:
+        needed = read_envelope(backup / ENVELOPE, disk=disk).key_id
+        kept = Identity.from_json(disk.read(home / f"keys.{needed}.json"), what=f"the kept key {needed!r}")
+    except NotFoundError:
+        return identity
+    if kept.owner_key != identity.owner_key or identity.previous_database_key is not None:
+        return identity
+    return replace(identity, previous_database_key=kept.database_key)

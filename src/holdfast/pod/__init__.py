@@ -49,6 +49,7 @@ from holdfast.values import Value, item_id, shown
 __all__ = ["Pod"]
 
 T = TypeVar("T")
+_Progress = Callable[[int, int], None] | None
 _Made = dict[tuple[str, type[Item]], Item]
 """The items of one answer, by id and class: an item that occurs twice in it is one object."""
 
@@ -80,7 +81,6 @@ class Pod:
         self._classes: dict[str, type[Item]] = {cls.__name__: cls for cls in BUILT_IN}
         self._made: dict[str, tuple[TypeDefinition, type[Item]]] = {}
         """Classes for types that nobody here has declared, each with the definition that it was made from."""
-        self._allowed: set[tuple[str, str, str]] = set()
 
     def add_to_schema(self, *classes: type[Item] | Item) -> None:
         """Declare item types in the Pod, and read items of these types as these classes from now on.
@@ -92,7 +92,11 @@ class Pod:
             ConflictError: The Pod holds another definition; the message names both. Nothing was added.
             InvalidError: One is no item type, or its fields are none that a store holds.
         """
-        given = [_item_class(each) for each in classes]
+        given = [each if isinstance(each, type) else type(each) for each in classes]
+        for cls in given:
+            if not issubclass(cls, Item) or cls is Item:  # pyright: ignore[reportUnnecessaryIsInstance] -- untyped callers
+                message = f"{shown(cls)} cannot be added to the schema: it must be a subclass of Item"
+                raise InvalidError(message, value=shown(cls))
         reached = dict.fromkeys(given)
         ahead = list(given)
         while ahead:
@@ -282,7 +286,7 @@ class Pod:
         create_edges: Iterable[Edge] = (),
         delete_edges: Iterable[Edge] = (),
         *,
-        on_progress: Callable[[int, int], None] | None = None,
+        on_progress: _Progress = None,
     ) -> None:
         """Write much at once: new items, then changes, then edges (of the items' lists and given ones), then deletions.
 
@@ -440,9 +444,7 @@ class Pod:
         return getattr(self._thread, "draft", None)
 
     @contextmanager
-    def _drafting(
-        self, *, in_parts: bool = False, on_progress: Callable[[int, int], None] | None = None
-    ) -> Generator[Draft]:
+    def _drafting(self, *, in_parts: bool = False, on_progress: _Progress = None) -> Generator[Draft]:
         """Give one call where to put its operations: into the open block, or into a draft that is committed after."""
         block = self._block()
         draft = block or Draft(self._widening)
@@ -457,9 +459,7 @@ class Pod:
         if not block:
             self._commit(draft, in_parts=in_parts, on_progress=on_progress)
 
-    def _commit(
-        self, draft: Draft, *, in_parts: bool = False, on_progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def _commit(self, draft: Draft, *, in_parts: bool = False, on_progress: _Progress = None) -> None:
         total, committed = len(draft.operations), 0
         try:
             for batch in draft.batches(self._fence, in_parts=in_parts):
@@ -479,19 +479,17 @@ class Pod:
 
     def _widening(self, source: Item, name: str, target: Item) -> DeclareTypes | None:
         """Let an edge lead to a subclass of what its class declares: the schema knows types, not who inherits whom."""
-        key = (type(source).__name__, name, type(target).__name__)
+        type_, target_type = type(source).__name__, type(target).__name__
         leads_to: Sequence[str] = ()
         for schema in (self._schema, None):
-            if key in self._allowed:
-                return None
-            definition = (schema or self._read_schema()).get(key[0])
+            definition = (schema or self._read_schema()).get(type_)
             leads_to = () if definition is None else definition.edges.get(name, ())
-            if key[2] in leads_to or ANY_TYPE in leads_to:
-                self._allowed.add(key)
+            if target_type in leads_to or ANY_TYPE in leads_to:
+                return None
         # Only what is declared is widened. An edge that the Pod does not know is the store's to refuse, by name.
-        if key in self._allowed or not leads_to or not isinstance(target, edge_targets(type(source)).get(name, ())):
+        if not leads_to or not isinstance(target, edge_targets(type(source)).get(name, ())):
             return None
-        return DeclareTypes((TypeDefinition(key[0], edges={name: (key[2],)}),))
+        return DeclareTypes((TypeDefinition(type_, edges={name: (target_type,)}),))
 
 
 @contextmanager
@@ -504,14 +502,6 @@ def _no_garbage_collection() -> Generator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _item_class(given: object) -> type[Item]:
-    cls = given if isinstance(given, type) else type(given)
-    if not issubclass(cls, Item) or cls is Item:
-        message = f"{shown(given)} cannot be added to the schema: it must be a subclass of Item"
-        raise InvalidError(message, value=shown(given))
-    return cls
 
 
 def _listed(values: Iterable[T], *kinds: type[Any]) -> list[T]:

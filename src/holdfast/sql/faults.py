@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final
 
 import apsw
+from pydantic_core import PydanticSerializationError
 
+from holdfast.disk import translate as translate_os_error
 from holdfast.errors import ConflictError, DamagedError, DeniedError, HoldfastError, InvalidError, UnavailableError
 
 _Kind = type[HoldfastError]
@@ -76,9 +78,16 @@ def translate(exc: apsw.Error, path: Path) -> HoldfastError | None:
 
 @contextmanager
 def translated(path: Path) -> Generator[None]:
-    """Raise errors of SQLite inside the block as errors of Holdfast."""
+    """Raise errors of SQLite, and of the system, inside the block as errors of Holdfast."""
     try:
         yield
+    except HoldfastError:  # some of ours are an OSError as well
+        raise
+    except (UnicodeEncodeError, PydanticSerializationError, OverflowError) as exc:
+        # Names and numbers in a question are bound as they come: what no Pod can hold, no Pod can be asked about.
+        raise InvalidError(f"the Pod {str(path)!r} cannot be asked about that: {exc}", path=str(path)) from exc
+    except OSError as exc:
+        raise translate_os_error(exc, path, "use") from exc
     except apsw.Error as exc:
         found = translate(exc, path)
         if found is None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from holdfast.items import SYSTEM_PROPERTIES, Schema
 from holdfast.sql.rows import ITEM, Known, expression, to_text
 from holdfast.store import Comparison, Condition, Query
-from holdfast.values import Kind
+from holdfast.values import Kind, type_name
 
 _OPERATORS: Final = {Comparison.EQUAL: "=", Comparison.AT_LEAST: ">=", Comparison.LESS: "<"}
 
@@ -71,6 +71,8 @@ def _conditions(query: Query, types: list[str] | None, conditions: tuple[Conditi
         terms.append(f"item.type IN ({', '.join('?' * len(types))})" if len(types) != 1 else "item.type = ?")
         values.extend(types)
     for condition in conditions:
+        if type_name.fullmatch(condition.property) is None:
+            continue  # no type can have such a property, so it is absent, as `_types_with` left only that to ask for
         left = expression(condition.property)
         terms.append(f"{left} IS NULL" if condition.value is None else f"{left} {_OPERATORS[condition.comparison]} ?")
         if condition.value is not None:

@@ -193,7 +193,17 @@ class SqliteStore:
 
     def _check_files(self) -> bool:
         """Return whether the file is still to be made, and refuse one that the key does not belong to."""
+        if self.path.is_symlink() or (self.path.exists() and not self.path.is_file()):
+            # Through a link the file would have two locks and two logs, which know nothing of each other.
+            message = f"{str(self.path)!r} cannot be a Pod: it is a link, a folder or a device, not a plain file"
+            raise InvalidError(message, path=str(self.path))
         size = _size(self.path)
+        if size == 0 and _size(self._wal_path) > 0:
+            message = (
+                f"the Pod {str(self.path)!r} lost its content: the file is gone or empty and its log is still there; "
+                "bring the file back, or restore a backup"
+            )
+            raise DamagedError(message, path=str(self.path))
         if size == 0 and not self._create:
             raise NotFoundError(f"there is no Pod {str(self.path)!r}", path=str(self.path))
         if self._envelope_path.exists():

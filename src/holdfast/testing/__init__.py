@@ -36,7 +36,7 @@ def __getattr__(name: str) -> object:
     if name not in _SUITES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message, name=name)
-    import pytest  # an optional extra: who only uses the fakes has no need of it
+    import pytest  # not needed by who only uses the fakes, and not installed with Holdfast
 
     pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _SUITES.values()))
     return getattr(import_module(f"{__name__}.{_SUITES[name]}"), name)

@@ -101,6 +101,7 @@ _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
     (InvalidError, "udfff", op.SetVariable("s", "new", "\udfff")),
     (InvalidError, r"\[1\]", op.SetVariable("s", "new", [1])),  # pyright: ignore[reportArgumentType]
     (InvalidError, r"a\\x00b", op.SetVariable("s", "a\0b", 1)),
+    (InvalidError, "ud801", op.SetVariable("s", "\ud801", 1)),
     (ConflictError, "held by run 'r1'", op.SetVariable("held", "x", 1)),
     (InvalidError, "holds 'a'", op.IncrementVariable("s", "'a'")),
     (InvalidError, "holds True", op.IncrementVariable("s", "True")),
@@ -147,6 +148,7 @@ _SHELF: Final[list[tuple[str, str, dict[str, Value]]]] = [
 
 
 def where(property_: str, comparison: str, value: Value | None) -> tuple[Condition, ...]:
+    """Return one condition, as a query takes them."""
     return (Condition(property_, Comparison(comparison), value),)
 
 
@@ -164,6 +166,7 @@ _SEARCHES: Final[list[tuple[str, dict[str, Any]]]] = [
     ("", {"ids": ()}),
     ("", {"ids": ("a' OR '1'='1", 'a","b') * 60}),
     ("", {"type": "Thing' OR '1'='1"}),
+    ("bcdea", {"conditions": where("it's absent", "==", None)}),
     ("a", {"conditions": where("text", "==", "a")}),
     ("e", {"conditions": where("text", "==", "")}),
     ("cd", {"conditions": where("text", ">=", "\uffff")}),  # by code point: UTF-16 would put d before c
@@ -184,6 +187,7 @@ _SEARCHES: Final[list[tuple[str, dict[str, Any]]]] = [
 
 
 def apply(store: Store, *operations: Operation, fence: Fence | None = None) -> tuple[Result, ...]:
+    """Apply one batch."""
     return store.apply(Batch(operations, fence))
 
 
@@ -194,6 +198,7 @@ def _everything(store: Store) -> object:
 
 
 def found_ids(store: Store, **query: Any) -> str:
+    """Return the ids that a search finds, each of one letter, as one text."""
     return "".join(found.item.id for found in store.search(Query(**query)))
 
 
@@ -428,7 +433,8 @@ class StoreContract:
         clock.advance(1)
         answered = replace(asked, answer="2", answered_ms=T0 + 1)
         ask_anew = op.AskQuestion("b", "s", "r", "k", "[]")
-        assert apply(store, ask_anew, op.AnswerQuestion("z", "2")) == (asked, answered)
+        assert apply(store, ask_anew) == (asked,)
+        assert apply(store, op.AnswerQuestion("z", "2")) == (answered,)
         clock.advance(1)
         assert apply(store, op.AnswerQuestion("z", "2"), op.DeleteQuestion("absent")) == (answered, None)
         assert [(question.id, question.answer) for question in store.list_questions("s")] == [("z", "2"), ("a", None)]
@@ -437,7 +443,9 @@ class StoreContract:
 
     def test_a_status_moves_and_keeps_its_reason(self, store: Store) -> None:
         """An update of the status is a move too; an unknown one of a new run is idle; repeating one is allowed."""
-        apply(store, op.CreateItem("r", "PluginRun", {"status": "?"}), op.UpdateItem("r", {"status": "started"}))
+        apply(store, op.CreateItem("r", "PluginRun", {"status": "?"}))
+        assert store.find_items(["r"])["r"].properties == {"status": "idle"}
+        apply(store, op.UpdateItem("r", {"status": "started"}))
         assert store.find_items(["r"])["r"].properties == {"status": "started"}
         apply(store, op.MoveRun("r", Status.ERROR, "no luck"), op.MoveRun("r", Status.ERROR), op.SetProgress("r", 1))
         assert store.find_items(["r"])["r"].properties == {"status": "error", "error": "no luck", "progress": 1.0}
