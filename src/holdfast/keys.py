@@ -443,7 +443,7 @@ _MEMBERS: Final = {
     "data_key_id": re.compile(r"[0-9a-f]{16}"),
     "wrapped_key": re.compile(rf"(?:[0-9a-f]{{{2 * WRAPPED_BYTES}}})?"),
 }
-"""The members of an envelope between format and check, in their order, and what each looks like; empty in a bare one."""
+"""The members of an envelope between format and check, in their order; those that may be empty are so in a bare one."""
 
 
 def _purpose(data_key_id: str) -> str:

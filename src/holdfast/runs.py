@@ -113,6 +113,39 @@ def move(run: str, status: Status, to: object) -> Status:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of an attempt to carry a run on.
+
+    Attributes:
+        status: Where the run is now; None: it is somebody else's, and was left alone.
+        error: Why, for the user.
+        exit_code: What the process ends with.
+        retry_after_s: The plugin asked to be tried again after so many seconds.
+    """
+
+    status: Status | None
+    exit_code: int
+    error: str | None = None
+    retry_after_s: float | None = None
+
+
+def path_to_started(run: str, status: Status) -> tuple[Status, ...]:
+    """Return the moves that bring a run that is carried on from ``status`` to started.
+
+    Raises:
+        ConflictError: It has ended, or waits for its user.
+
+    >>> path_to_started("r1", Status.DAEMON)
+    (<Status.READY: 'ready'>, <Status.STARTED: 'started'>)
+    """
+    if status is Status.STARTED:
+        return ()
+    if status is Status.DAEMON:
+        return (Status.READY, Status.STARTED)
+    return (move(run, status, Status.STARTED),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
     """What a write of a run carries: the right it was given, checked where the write is applied."""
 
@@ -165,9 +198,7 @@ class Lease:
             return replace(self, expires_ms=now_ms + duration_ms)
         if self.is_held(now_ms) and self.holder != dead_holder:
             raise self.held_by_other(now_ms)
-        return Lease(
-            state=self.state, epoch=self.epoch + 1, holder=holder, run=run, expires_ms=now_ms + duration_ms
-        )
+        return Lease(state=self.state, epoch=self.epoch + 1, holder=holder, run=run, expires_ms=now_ms + duration_ms)
 
     def renewed(self, fence: Fence, *, now_ms: int, duration_ms: int) -> Lease:
         """Return the lease after a renewal; one that expired but that nobody claimed may still be renewed.

@@ -32,6 +32,7 @@ from holdfast.store.operations import (
     Expected,
     IncrementVariable,
     MoveRun,
+    Operation,
     PointSnapshot,
     ReleaseLease,
     RenewLease,
@@ -164,25 +165,32 @@ def needs(batch: Batch) -> Needs:
             case SetProgress() | MoveRun():
                 found.items.add(operation.run)
                 found.lease_runs.add(operation.run)
-            case SetVariable() | IncrementVariable() | DeleteVariable():
-                found.variables.add(VariableKey(operation.state, operation.namespace, operation.name))
-                found.lease_states.add(operation.state)
-            case PointSnapshot() | ClaimLease() | EndLease() | CancelLease():
-                found.lease_states.add(operation.state)
-            case RenewLease() | ReleaseLease():
-                found.lease_states.add(operation.fence.state)
-            case AskQuestion():
-                found.question_keys.add((operation.state, operation.key))
-                found.questions.add(operation.id)
-                found.lease_states.add(operation.state)
-            case AnswerQuestion() | DeleteQuestion():
-                found.questions.add(operation.id)
-            case DeclareTypes():
-                pass
+            case _:
+                _add_needs_of_state(found, operation)
     found.items -= created
     if batch.fence is not None:
         found.lease_states.add(batch.fence.state)
     return found
+
+
+def _add_needs_of_state(found: Needs, operation: Operation) -> None:
+    """Add what is needed by an operation on what is not an item."""
+    match operation:
+        case SetVariable() | IncrementVariable() | DeleteVariable():
+            found.variables.add(VariableKey(operation.state, operation.namespace, operation.name))
+            found.lease_states.add(operation.state)
+        case PointSnapshot() | ClaimLease() | EndLease() | CancelLease():
+            found.lease_states.add(operation.state)
+        case RenewLease() | ReleaseLease():
+            found.lease_states.add(operation.fence.state)
+        case AskQuestion():
+            found.question_keys.add((operation.state, operation.key))
+            found.questions.add(operation.id)
+            found.lease_states.add(operation.state)
+        case AnswerQuestion() | DeleteQuestion():
+            found.questions.add(operation.id)
+        case _:
+            pass  # types are read in any case
 
 
 def evaluate(batch: Batch, rows: Rows, *, now_ms: int) -> tuple[tuple[Result, ...], Changes]:
@@ -280,13 +288,12 @@ class _Evaluation:
 
     def create_item(self, operation: CreateItem) -> Written:
         id_, type_, given = operation.id, operation.type, operation.properties
-        definition = self.rows.schema.get(type_) or self.rows.schema.type(type_)
+        declared = self.rows.schema.type(type_).properties
         if item_id.fullmatch(id_) is None:
             message = f"{shown(id_)} cannot be the id of an item: 1 to 64 letters, digits, '-' and '_' are allowed"
             raise InvalidError(message, id=shown(id_))
         if id_ in self.created or id_ in self.rows.items:
             raise exists_already(id_)
-        declared = definition.properties
         now = created = modified = self.now_ms
         is_deleted = False
         properties: dict[str, Value] = {}
