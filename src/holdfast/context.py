@@ -139,15 +139,17 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
         path = settings.pod_path(identity.owner_key)
         envelope_path = path.with_suffix(".json")
         finish_restore(path, disk=disk)  # else the moment between two envelopes would look like a fresh machine
-        if envelope_path.exists() or path.exists():
-            key = read_envelope(envelope_path, disk=disk).open(identity) if envelope_path.exists() else bytes(32)
+        if path.exists() and not envelope_path.exists():
+            return path, bytes(32)  # no key opens it; the door says what is missing
+        if envelope_path.exists():
+            key = read_envelope(envelope_path, disk=disk).open(identity)
         else:
             if not path.parent.is_dir():
                 disk.put_folder(path.parent)
             key = load_or_create_envelope(envelope_path, identity, disk=disk).open(identity)
         owner = identity.owner_key
     keyring = Keyring(settings.keyring_path, load_or_create_pod_key(home, settings.environ, disk=disk))
-    if not keyring.has(owner):
+    if not keyring.has(owner) or keyring.get(owner) != key:  # a restored Pod may have another
         keyring.put(owner, key)
     return path, key
 
@@ -171,7 +173,7 @@ def get_pod(settings: Settings) -> tuple[Path, bytes]:
     disk = Disk()
     with open_identity(settings.home, disk=disk) as identity:
         finish_restore(path, disk=disk)
-        if path.exists():
+        if path.exists() and path.stat().st_size:  # empty: whoever was about to make it died
             return path, read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
     raise NotFoundError(f"there is no Pod {str(path)!r} yet: the first PodClient() makes it", path=str(path))
 

@@ -9,7 +9,10 @@ import os
 import shutil
 import sys
 import sysconfig
+import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -25,9 +28,11 @@ from holdfast.store import (
     CreateEdge,
     CreateItem,
     DeclareTypes,
+    IncrementVariable,
     MoveRun,
     PointSnapshot,
     Query,
+    RenewLease,
     SetVariable,
     Store,
 )
@@ -63,6 +68,7 @@ SECOND = Batch(
         SetVariable("s1", "head", 7),
         PointSnapshot("s1", "snapshot-7"),
         MoveRun("run1", Status.STARTED),
+        RenewLease(FENCE, 7_200_000),
     ),
     FENCE,
 )
@@ -110,7 +116,7 @@ def content(store: Store) -> dict[str, object]:
         "versions": {each.item.id: each.item.version for each in found},
         "edges": [(each.item.id, edge.name, edge.item.id) for each in found for edge in each.edges],
         "variables": dict(store.list_variables("s1")),
-        "lease": None if lease is None else (lease.epoch, lease.holder, lease.run),
+        "lease": None if lease is None else (lease.epoch, lease.holder, lease.run, lease.expires_ms),
         "snapshot": store.find_snapshot("s1"),
         "questions": [question.key for question in store.list_questions("s1")],
         "types": sorted(store.schema()),
@@ -126,10 +132,8 @@ def acknowledged(folder: Path) -> list[str]:
 
 
 def _look(path: str) -> None:
-    try:
+    with suppress(FileNotFoundError):
         os.stat(path)
-    except FileNotFoundError:
-        pass
 
 
 def _acknowledge(folder: Path, word: str) -> None:
@@ -194,6 +198,84 @@ def _migrate(folder: Path) -> None:
     _look(END)
 
 
+def _write_until_stopped(folder: Path, name: str) -> None:
+    with SqliteStore(folder / "pod.db", KEY) as store:
+        _write_pairs(store, folder, name)
+
+
+def _write_pairs(store: Store, folder: Path, name: str) -> None:
+    """Create items and count them until the file ``stop`` is there; note each batch after it was acknowledged."""
+    fd = os.open(folder / f"{name}.ids", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+    number = 0
+    while not (folder / "stop").exists():
+        id_ = f"{name}-{number}"
+        store.apply(
+            Batch((CreateItem(id_, "Dog"), IncrementVariable("s2", "count"), IncrementVariable("s2", "twice", 2)))
+        )
+        os.write(fd, f"{id_}\n".encode())
+        number += 1
+    os.close(fd)
+
+
+def _read_until_stopped(folder: Path, store: Store | None = None) -> None:
+    """Read until the file ``stop`` is there; fail if a read shows half a batch, or less than an earlier one."""
+    store = store or SqliteStore(folder / "pod.db", KEY)
+    last = 0
+    while not (folder / "stop").exists():
+        found = store.list_variables("s2")
+        count = found.get("count", 0)
+        assert isinstance(count, int), found
+        assert found.get("twice", 0) == 2 * count, found
+        assert count >= last, (last, found)
+        last = count
+
+
+def _fork_while_threads_work(folder: Path, name: str) -> None:
+    """Write and read in threads, fork in their middle, and let the children write too, until ``stop`` is there."""
+    failures: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as exc:
+                failures.append(exc)
+                raise
+
+        return run
+
+    with SqliteStore(folder / "pod.db", KEY) as store:
+        works: list[Callable[[], None]] = [
+            lambda: _write_pairs(store, folder, f"{name}-thread1"),
+            lambda: _write_pairs(store, folder, f"{name}-thread2"),
+            lambda: _read_until_stopped(folder, store),
+        ]
+        threads = [threading.Thread(target=guarded(work)) for work in works]
+        for thread in threads:
+            thread.start()
+        while not all((folder / f"{name}-thread{number}.ids").exists() for number in (1, 2)):
+            store.list_variables("s2")
+        children: list[int] = []
+        for number in range(3):
+            pid = os.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    _write_pairs(store, folder, f"{name}-child{number}")
+                    store.close()
+                    status = 0
+                finally:
+                    if status:
+                        traceback.print_exc()
+                    os._exit(status)  # nothing of the test's own process may end twice
+            children.append(pid)
+        for thread in threads:
+            thread.join()
+        failed = [pid for pid in children if os.waitpid(pid, 0)[1] != 0]
+    assert not failures, failures
+    assert not failed, failed
+
+
 _WORDS: dict[str, Callable[[Path], None]] = {
     "apply": lambda folder: _apply(folder, SECOND),
     "apply_again": _apply_again,
@@ -206,13 +288,22 @@ _WORDS: dict[str, Callable[[Path], None]] = {
 
 
 def _say(exc: HoldfastError, **more: object) -> None:
-    print(json.dumps({"kind": type(exc).__name__, "text": str(exc), **exc.facts, **more}), flush=True)  # noqa: T201
+    print(json.dumps({"kind": type(exc).__name__, "text": str(exc), **exc.facts, **more}), flush=True)  # noqa: T201 -- this is a program
 
 
 def main() -> None:
     """Do what the arguments say; print an error as JSON."""
-    word, folder = sys.argv[1:]
+    word, folder, *name = sys.argv[1:]
     try:
-        _WORDS[word](Path(folder))
+        match word:
+            case "write":
+                _write_until_stopped(Path(folder), *name)
+            case "read":
+                _read_until_stopped(Path(folder))
+            case "fork":
+                _fork_while_threads_work(Path(folder), *name)
+            case _:
+                _WORDS[word](Path(folder))
     except HoldfastError as exc:
         _say(exc)
+        sys.exit(exc.exit_code)

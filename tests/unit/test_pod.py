@@ -580,6 +580,20 @@ def test_a_loop_over_pages_may_write_what_it_reads(pod: Pod, clock: FakeClock) -
     assert [dog.age for dog in pod.search({"type": "Dog"})] == [1] * 7
 
 
+def test_items_that_are_met_again_do_not_count(pod: Pod, clock: FakeClock) -> None:
+    """The limit is one of different items, even when all were written between two pages."""
+    pod.bulk_action(create_items=[Dog(f"{number}", 0, id=f"d{number}") for number in range(4)])
+    pages = pod.search_paginate({"type": "Dog", "_limit": 3}, limit=2)
+    first = next(pages)
+    for number in range(4):
+        clock.advance(1)
+        changed(pod, Dog(id=f"d{number}"), age=1)
+
+    rest = [dog for page in pages for dog in page]
+
+    assert [dog.name for dog in (*first, *rest)] == ["0", "1", "2"]
+
+
 def test_a_page_has_at_least_one_item(pod: Pod) -> None:
     """Said at once, not when the first page is read."""
     with pytest.raises(InvalidError, match="a page cannot have 0 items: it has 1 at least"):

@@ -429,9 +429,8 @@ class Pod:
             names = {*row.properties, *(edge.name for edge in edges)}
             if known is None or not names <= {*known.properties, *known.edges}:
                 definition = self._read_schema().type(row.type)
-                if definition != known:
-                    cls = class_of(definition)
-                    self._made[row.type] = (definition, cls)
+                cls = class_of(definition)
+                self._made[row.type] = (definition, cls)
             return cls
 
     def _read_schema(self) -> Schema:

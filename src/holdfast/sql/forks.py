@@ -25,7 +25,7 @@ class _Gate:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._threads: dict[int, int] = {}
-        self._is_closed = False
+        self._forking = 0
         self._is_quiet = False
         self._is_unusable = False
 
@@ -33,7 +33,7 @@ class _Gate:
         me = threading.get_ident()
         with self._changed:
             # A thread that is inside already is waited for: it must not wait in its turn.
-            while self._is_closed and me not in self._threads:
+            while self._forking and me not in self._threads:
                 self._changed.wait()
             self._threads[me] = self._threads.get(me, 0) + 1
 
@@ -63,14 +63,14 @@ class _Gate:
     def close(self) -> None:
         """Before a fork: wait until no other thread is inside, and let none in."""
         self._changed.acquire()  # until `open`: no other thread may hold it in the child
-        self._is_closed = True
+        self._forking += 1
         # A thread that forks while it is inside itself would wait for ever.
         is_inside = threading.get_ident() in self._threads
         self._is_quiet = not is_inside and self._changed.wait_for(lambda: not self._threads, WAIT_S)
 
     def open(self) -> None:
         """After a fork, in the parent."""
-        self._is_closed = False
+        self._forking -= 1
         self._changed.notify_all()
         self._changed.release()
 

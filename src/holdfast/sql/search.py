@@ -77,7 +77,10 @@ def _conditions(query: Query, types: list[str] | None, conditions: tuple[Conditi
         terms.append(f"{left} IS NULL" if condition.value is None else f"{left} {_OPERATORS[condition.comparison]} ?")
         if condition.value is not None:
             values.append(condition.value)
-    if query.ids is not None:
+    if query.ids is not None and len(query.ids) == 1:  # no sub-select, no sort: a sixth of the time of a list of one
+        terms.append("item.id = ?")
+        values.extend(query.ids)
+    elif query.ids is not None:
         terms.append("item.id IN (SELECT value FROM json_each(?))")
         values.append(to_text(query.ids))
     if query.is_deleted is not None:

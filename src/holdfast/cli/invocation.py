@@ -1,0 +1,111 @@
+"""One call from a shell: what every command is told, how it answers, and how it ends.
+
+Hides exit codes, closed pipes, Ctrl-C, and the form of answers and errors for people and for programs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from holdfast.errors import HoldfastError, InvalidError
+
+if TYPE_CHECKING:
+    from holdfast.context import Settings
+
+F = TypeVar("F", bound=Callable[..., object])
+
+STOPPED: Final = 130
+"""How a shell names the end by Ctrl-C; also the answer "no" to a question."""
+CLOSED_PIPE: Final = 141
+"""How a shell names the end by a reader that has gone, as in ``holdfast items search | head``."""
+
+
+@dataclass
+class Call:
+    """What was said to whichever command it is: the home, if it was named, and whether a program is to be answered."""
+
+    home: str | None = None
+    is_json: bool = False
+
+    def settings(self) -> Settings:
+        """Return where everything lies."""
+        from holdfast.context import Settings  # start-up: it brings the database and pydantic, and help needs neither
+
+        return Settings.read(home=self.home)
+
+    def answer(self, document: Mapping[str, object], text: str) -> None:
+        """Print the one answer: ``document`` for programs, ``text`` for people."""
+        click.echo(json.dumps(document, indent=2) if self.is_json else text)
+
+
+def with_common_options(function: F) -> F:
+    """Give a command ``--home`` and ``--json``; they may stand behind any word of a line, and the last one counts."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        call = ctx.ensure_object(Call)
+        if value and param.name == "home":
+            call.home = value
+        elif value:
+            call.is_json = True
+
+    options: dict[str, Any] = {"expose_value": False, "callback": remember}
+    function = click.option("--json", is_flag=True, help="Answer with JSON.", **options)(function)
+    return click.option("--home", metavar="DIR", help="Use this home, not HOLDFAST_HOME.", **options)(function)
+
+
+def run(command: click.Command, name: str, args: Sequence[str] | None = None) -> int:
+    """Run ``command``, called ``name`` by the user, and return the exit code of the process.
+
+    It is 0, 2 to 7 by kind of error (see `holdfast.errors`), `STOPPED` or `CLOSED_PIPE`. Any other exception is a
+    defect and is raised. ``args`` are those of this process if None.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that this terminal cannot show must not be the end
+            stream.reconfigure(errors="backslashreplace")
+    args = list(sys.argv[1:] if args is None else args)
+    if f"_{name.upper()}_COMPLETE" in os.environ:
+        command.main(args, prog_name=name)  # answers the shell that asks how a word goes on, and ends
+    try:
+        code = _run(command, name, args)
+        click.echo(nl=False)  # flushes: a closed pipe is to be noticed here and not when Python ends
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):  # what is still to be flushed must not fail a second time
+            os.dup2(nowhere, descriptor)
+        return CLOSED_PIPE
+    return code
+
+
+def _run(command: click.Command, name: str, args: list[str]) -> int:
+    is_json = "--json" in args  # from the words themselves: a line that cannot be understood is answered as well
+    try:
+        with command.make_context(name, args) as ctx:
+            command.invoke(ctx)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped.", err=True)
+        return STOPPED
+    except click.ClickException as exc:
+        if not is_json:
+            exc.show()
+            return exc.exit_code
+        return _complain(InvalidError(exc.format_message()), is_json=True)
+    except HoldfastError as exc:
+        return _complain(exc, is_json=is_json)
+    return 0
+
+
+def _complain(exc: HoldfastError, *, is_json: bool) -> int:
+    kind = next(each for each in type(exc).__mro__ if each.__module__ == HoldfastError.__module__)
+    error = {"kind": kind.__name__, "message": exc.message, "facts": exc.facts}
+    click.echo(json.dumps({"error": error}, default=str) if is_json else f"Error: {exc.message}", err=True)
+    return exc.exit_code

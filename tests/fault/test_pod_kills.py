@@ -1,0 +1,195 @@
+"""What the next process finds in a Pod when one was killed at any system call."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from holdfast.context import PodClient, Settings, unlock
+from holdfast.keys import load_or_create_pod_key, read_envelope
+from holdfast.sql import Keyring, SqliteStore
+from holdfast.store import Batch, SetVariable, Store
+from holdfast.testing import FakeClock
+from tests.components.pods import (
+    ENVIRONMENT,
+    FENCE,
+    FIRST,
+    KEY,
+    LARGE,
+    OWNER,
+    PYTHON,
+    SECOND,
+    acknowledged,
+    content,
+    make_pod,
+    open_store,
+    owners_pod,
+)
+from tests.components.strace import Call, sweep
+
+pytestmark = pytest.mark.timeout(7200)  # for --full; a sample takes seconds
+
+OTHER_KEY = bytes(range(1, 33))
+
+WITH_FIRST = {
+    "items": {"run1": {"pluginName": "kill"}, "first": {"name": "first"}},
+    "versions": {"run1": 1, "first": 1},
+    "edges": [],
+    "variables": {"head": 1, "keep": "me"},
+    "lease": (1, "holder1", "run1", 1_000_003_600_000),
+    "snapshot": None,
+    "questions": [],
+}
+WITH_SECOND = {
+    "items": {
+        "run1": {"pluginName": "kill", "status": "started"},
+        "first": {"name": "first"},
+        "d1": {"name": "Bob"},
+        "d2": {"name": "Rex"},
+    },
+    "versions": {"run1": 2, "first": 1, "d1": 1, "d2": 1},
+    "edges": [("d1", "friend", "d2")],
+    "variables": {"head": 7, "keep": "me"},
+    "lease": (1, "holder1", "run1", 1_000_007_200_000),
+    "snapshot": "snapshot-7",
+    "questions": [],
+}
+
+
+def kill_everywhere(
+    word: str, folder: Path, template: Path, check: Callable[[Call], object], *, sample: int | None
+) -> list[Call]:
+    """Kill a program at its calls, each time on a fresh copy of ``template``."""
+
+    def prepare() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(template, folder)
+
+    return sweep([*PYTHON, word, str(folder)], env=ENVIRONMENT, prepare=prepare, check=check, sample=sample)
+
+
+def held(store: Store) -> dict[str, object]:
+    """What a Pod holds besides its schema; and see that it can be written to."""
+    found = content(store)
+    del found["types"]
+    store.apply(Batch((SetVariable("s1", "after", True),), FENCE if found["lease"] else None))
+    assert store.list_variables("s1")["after"] is True
+    return found
+
+
+def test_killed_at_any_call_of_a_batch_the_pod_has_all_of_it_or_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_full: bool
+) -> None:
+    """Items, edge, variable, snapshot, status: together. What was acknowledged is there, and the file was checked."""
+    make_pod(tmp_path / "template" / "pod.db")
+    caplog.set_level(logging.INFO, "holdfast")
+    folder, seen = tmp_path / "pod", set[str]()
+
+    def check(call: Call) -> None:
+        caplog.clear()
+        with open_store(folder) as store:
+            assert [record.found for record in caplog.records if record.message == "pod.checked"] == [["ok"]], call
+            found = held(store)
+        words = acknowledged(folder)
+        assert "first" in words
+        assert found == WITH_SECOND or (found == WITH_FIRST and "second" not in words), call
+        seen.add("second" if found == WITH_SECOND else "first")
+
+    kill_everywhere("apply", folder, tmp_path / "template", check, sample=None if is_full else 14)
+    assert seen == {"first", "second"}
+
+
+def test_killed_at_any_call_while_the_log_is_copied_back_nothing_is_lost(tmp_path: Path, is_full: bool) -> None:
+    """A batch so large that SQLite moves the log into the file: there as a whole, and the one before it anyway."""
+    make_pod(tmp_path / "template" / "pod.db")
+    folder, seen = tmp_path / "pod", set[bool]()
+
+    def check(call: Call) -> None:
+        with open_store(folder) as store:
+            found = held(store)
+        items = found["items"]
+        assert isinstance(items, dict)
+        is_there = len(items) == 2 + len(LARGE.operations)
+        assert len(items) == 2 or is_there, call
+        assert is_there or "second" not in acknowledged(folder)
+        assert found["variables"] == {"head": 1, "keep": "me"}
+        seen.add(is_there)
+
+    kill_everywhere("checkpoint", folder, tmp_path / "template", check, sample=300 if is_full else 7)
+    assert seen == {True, False}
+
+
+def test_killed_at_any_call_of_the_first_start_the_next_one_just_works(tmp_path: Path, is_full: bool) -> None:
+    """On a machine without keys, folder and file; what was acknowledged is there."""
+    (tmp_path / "template").mkdir()
+    folder = tmp_path / "folder"
+
+    def check(call: Call) -> None:
+        with PodClient(home=folder / "home") as pod:
+            is_there = pod.exists("ada")
+            assert is_there or "ada" not in acknowledged(folder), call
+            pod.delete_items(["ada"])
+            assert not pod.exists("ada")
+        leftovers = [str(path) for path in (folder / "home").rglob(".tmp-*") if path.name.startswith(".tmp-")]
+        with PodClient(home=folder / "home") as pod:
+            assert pod.search({"type": "Person"}) == []
+        assert len(leftovers) <= 1, call  # at most what the killed one was about; the next write there removes it
+
+    kill_everywhere("create", folder, tmp_path / "template", check, sample=None if is_full else 10)
+
+
+def test_killed_at_any_call_of_a_backup_there_is_a_whole_one_or_none(tmp_path: Path, is_full: bool) -> None:
+    """And the Pod itself is as it was."""
+    make_pod(tmp_path / "template" / "pod.db", FIRST, is_left_open=True)
+    folder, seen = tmp_path / "pod", set[bool]()
+
+    def check(call: Call) -> None:
+        is_there = (folder / "backup").exists()
+        seen.add(is_there)
+        assert is_there or "backup" not in acknowledged(folder), call
+        if is_there:
+            assert sorted(path.name for path in (folder / "backup").iterdir()) == ["pod.db", "pod.json"]
+            with SqliteStore(folder / "backup" / "pod.db", KEY, clock=FakeClock()) as store:
+                assert held(store) == WITH_FIRST
+        with open_store(folder) as store:
+            assert held(store) == WITH_FIRST
+
+    kill_everywhere("back_up", folder, tmp_path / "template", check, sample=None if is_full else 8)
+    assert seen == {True, False}
+
+
+def test_killed_at_any_call_of_a_restore_the_pod_is_the_old_or_the_restored_one(tmp_path: Path, is_full: bool) -> None:
+    """Never an empty one, never one with the log or the key of the other; the old one is kept, its log included."""
+    template, folder = tmp_path / "template", tmp_path / "folder"
+    make_pod(owners_pod(template), FIRST, is_left_open=True)
+    make_pod(template / "backup" / "pod.db", FIRST, SECOND, key=OTHER_KEY)
+    (template / "backup" / "pod.lock").unlink()
+    assert unlock(Settings(home=template / "home"), OWNER) == (owners_pod(template), KEY)
+    seen = set[str]()
+
+    def check(call: Call) -> None:
+        settings = Settings(home=folder / "home")
+        path, key = unlock(settings, OWNER)
+        kept_key = Keyring(settings.keyring_path, load_or_create_pod_key(settings.home, {})).get(OWNER.owner_key)
+        assert kept_key == key, call
+        with SqliteStore(path, key, clock=FakeClock(), create=False) as store:
+            found = held(store)
+        assert found == WITH_SECOND or (found == WITH_FIRST and "restored" not in acknowledged(folder)), call
+        kept = [name for name in path.parent.iterdir() if name.is_dir()]
+        if found == WITH_SECOND:
+            seen.add("restored")
+            assert key == OTHER_KEY
+            assert [name.name for name in kept] == [f"{path.stem}.replaced-1"], call
+            old = kept[0] / path.name
+            assert read_envelope(old.with_suffix(".json")).open(OWNER) == KEY
+            with SqliteStore(old, KEY, clock=FakeClock(), create=False) as store:
+                assert held(store) == WITH_FIRST
+        else:
+            seen.add("old")
+            assert key == KEY
+            assert all(name.name.startswith(".tmp-") for name in kept), call
+
+    kill_everywhere("restore", folder, template, check, sample=None if is_full else 14)
+    assert seen == {"old", "restored"}
