@@ -229,12 +229,16 @@ class Bench:
 
     def growth(self, small: Kennel, large: Kennel) -> Iterator[Row]:
         """Read the same from a Pod with more in it: a scan would take as much longer as there is more."""
-        for work in (Kennel.get, Kennel.search_rare, Kennel.search_common):
+        for work, ask in (
+            ("get", Kennel.get),
+            ("search, 1 hit", Kennel.search_rare),
+            ("search, 20 of 1,000 hits", Kennel.search_common),
+        ):
             yield self.compare(
-                f"{work.__name__.replace('_', ', ')}, among {large.items:,}",
+                f"{work}, among {large.items:,}",
                 f"among {small.items:,}",
-                partial(cost, partial(work, large)),
-                partial(cost, partial(work, small)),
+                partial(cost, partial(ask, large)),
+                partial(cost, partial(ask, small)),
             )
 
     def reads_beside_writes(self, kennel: Kennel) -> Iterator[Row]:

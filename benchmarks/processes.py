@@ -22,7 +22,8 @@ STARTS: Final = 5
 CREATES: Final = 100
 
 OPEN_AND_GET: Final = "import sys, holdfast; holdfast.PodClient().get(sys.argv[1])"
-IMPORTS: Final = "import apsw, pydantic, cryptography.hazmat.primitives.ciphers.aead"
+# By name: pydantic loads its parts when they are asked for.
+IMPORTS: Final = "import apsw, cryptography.hazmat.primitives.ciphers; from pydantic import BaseModel, TypeAdapter"
 CREATE: Final = """
 import sys, holdfast
 client = holdfast.PodClient()

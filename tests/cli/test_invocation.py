@@ -152,6 +152,15 @@ def test_a_closed_pipe_ends_quietly_with_141(words: list[str], dogs: Path) -> No
     assert (ran.returncode, ran.stderr) == (141, b"")
 
 
+def test_a_closed_standard_output_is_no_error(dogs: Path) -> None:
+    """As under ``holdfast … >&-``, where there is nobody to answer."""
+    program = Path(sys.executable).with_name("holdfast")
+
+    ran = subprocess.run(["sh", "-c", f"{program} items search >&-"], stderr=subprocess.PIPE, check=False)
+
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
 def test_text_that_the_terminal_cannot_show_is_escaped(shell: Call, dogs: Path) -> None:
     """A hidden value is printed as an escape where the encoding has none, instead of ending the command."""
     answer = shell("holdfast", "items", "search", "Dog", "name=Bob", env={"PYTHONIOENCODING": "latin-1"})

@@ -116,6 +116,23 @@ def test_a_backup_says_what_it_holds_and_does_not_take_the_place_of_anything(
     assert call("pod", "restore", tmp_path / "backup", "--dry-run").code == 0
 
 
+def test_a_backup_that_is_stopped_leaves_nothing(
+    call: Call, dogs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle ends with 130, and neither the folder nor a part of it is there."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.cli.drawing.lines_of_progress", lambda label: stop)
+    before = sorted(tmp_path.iterdir())
+
+    answer = call("pod", "backup", tmp_path / "backup")
+
+    assert (answer.code, answer.out, answer.err) == (130, "", "Stopped.\n")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_dry_run_says_what_would_happen_and_changes_nothing(call: Call, dogs: Path, tmp_path: Path) -> None:
     """It checks the backup, names the Pod that would be set aside, and every file stays as it was."""
     call("pod", "backup", tmp_path / "backup")

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
@@ -115,6 +116,18 @@ def test_damage_is_found_at_the_first_start_after_an_unclean_end(pod: Path, tmp_
     flip(left / "pod.db", (left / "pod.db").stat().st_size // PAGE // 2 * PAGE + 77)
     with pytest.raises(DamagedError, match="is damaged"):
         open_store(left)
+
+
+def test_the_doctor_finds_a_damaged_page_that_nobody_has_read_yet(home: Path) -> None:
+    """And names the Pod; the exit code is that of what is unavailable."""
+    with PodClient() as client:
+        client.bulk_action(create_items=[Person(firstName="x" * 2_000) for _ in range(200)])
+    path = next((home / "pods").glob("*.db"))
+    flip(path, path.stat().st_size // PAGE // 2 * PAGE + 77)
+    PodClient().close()
+    done = subprocess.run([sys.executable, "-m", "holdfast", "doctor"], check=False, capture_output=True, text=True)
+    assert done.returncode == 6
+    assert [line for line in done.stdout.splitlines() if line.startswith("fail") and "is damaged" in line] != []
 
 
 def test_a_shortened_file_is_damage(pod: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
@@ -26,12 +26,17 @@ def escaped(text: str) -> str:
     return _unsafe.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Say whether a person is at the other end; None is a stream that was closed before the program began."""
+    return stream is not None and stream.isatty()
+
+
 def draw(columns: Sequence[str], pages: Iterable[Sequence[Sequence[str]]]) -> None:
     """Print rows of cells, escaping them: on a terminal a table of the columns that hold something.
 
     In a pipe a line for each row as soon as it is there, cells between tabs, the names of the columns first.
     """
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         click.echo("\t".join(columns))
         for page in pages:
             click.echo("".join("\t".join(map(escaped, row)) + "\n" for row in page), nl=False)
@@ -55,7 +60,7 @@ def progress(label: str, *, is_quiet: bool) -> Generator[Progress | None]:
     """Show on standard error how far a work is: a bar on a terminal, else `lines_of_progress`; None if quiet."""
     if is_quiet:
         yield None
-    elif not sys.stderr.isatty():
+    elif not is_terminal(sys.stderr):
         yield lines_of_progress(label)
     else:
         from rich.console import Console  # start-up, as above

@@ -6,11 +6,9 @@ Hides exit codes, closed pipes, Ctrl-C, and the form of answers and errors for p
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -28,12 +26,12 @@ CLOSED_PIPE: Final = 141
 """How a shell names the end by a reader that has gone, as in ``holdfast items search | head``."""
 
 
-@dataclass
 class Call:
     """What was said to whichever command it is: the home, if it was named, and whether a program is to be answered."""
 
-    home: str | None = None
-    is_json: bool = False
+    def __init__(self) -> None:
+        self.home: str | None = None
+        self.is_json = False
 
     def settings(self) -> Settings:
         """Return where everything lies."""
@@ -43,7 +41,7 @@ class Call:
 
     def answer(self, document: Mapping[str, object], text: str) -> None:
         """Print the one answer: ``document`` for programs, ``text`` for people."""
-        click.echo(json.dumps(document, indent=2) if self.is_json else text)
+        click.echo(to_json(document, indent=2) if self.is_json else text)
 
 
 def with_common_options(function: F) -> F:
@@ -107,5 +105,12 @@ def _run(command: click.Command, name: str, args: list[str]) -> int:
 def _complain(exc: HoldfastError, *, is_json: bool) -> int:
     kind = next(each for each in type(exc).__mro__ if each.__module__ == HoldfastError.__module__)
     error = {"kind": kind.__name__, "message": exc.message, "facts": exc.facts}
-    click.echo(json.dumps({"error": error}, default=str) if is_json else f"Error: {exc.message}", err=True)
+    click.echo(to_json({"error": error}) if is_json else f"Error: {exc.message}", err=True)
     return exc.exit_code
+
+
+def to_json(document: Mapping[str, object], *, indent: int | None = None) -> str:
+    """Return ``document`` for programs, in ASCII, so that no encoding of a pipe can spoil it."""
+    import json  # start-up, of which it is a part that can be seen
+
+    return json.dumps(document, indent=indent, default=str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from holdfast.cli.drawing import draw
-from holdfast.cli.invocation import Call, with_common_options
+from holdfast.cli.drawing import draw, is_terminal
+from holdfast.cli.invocation import Call, to_json, with_common_options
 from holdfast.errors import NotFoundError
 
 # Everything below is imported where it is needed: it brings the database and pydantic, and help needs neither.
@@ -52,7 +51,7 @@ def search(call: Call, words: tuple[str, ...], limit: int | None, **flags: Any) 
     from holdfast.context import open_store
     from holdfast.store import query_from
 
-    is_cut = limit is None and not call.is_json and sys.stdout.isatty()
+    is_cut = limit is None and not call.is_json and is_terminal(sys.stdout)
     with open_store(call.settings()) as store:
         schema = store.schema()
         query = replace(
@@ -168,7 +167,7 @@ def _stream(pages: Iterable[list[dict[str, Any]]]) -> None:
     separator = "\n"
     for page in pages:
         if page:
-            click.echo(separator + ",\n".join(map(json.dumps, page)), nl=False)
+            click.echo(separator + ",\n".join(map(to_json, page)), nl=False)
             separator = ",\n"
     click.echo("\n]}")
 

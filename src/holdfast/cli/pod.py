@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from holdfast.cli.drawing import progress
+from holdfast.cli.drawing import is_terminal, progress
 from holdfast.cli.invocation import Call, with_common_options
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def restore(call: Call, backup: Path, *, dry_run: bool, is_agreed: bool) -> None
     """
     from holdfast.context import inspect_backup, restore_pod  # start-up: it brings the database and pydantic
 
-    if not (dry_run or is_agreed or (sys.stdin.isatty() and not call.is_json)):
+    if not (dry_run or is_agreed or (is_terminal(sys.stdin) and not call.is_json)):
         raise click.UsageError("nobody can be asked here: --yes restores, --dry-run says what that would do")
     settings = call.settings()
     found = inspect_backup(settings, backup)

@@ -357,6 +357,15 @@ class Pod:
             self._thread.draft = None
         self._commit(draft)
 
+    @property
+    def block(self) -> object | None:
+        """The open transaction of this thread, to tell one from another; None outside of any."""
+        return self._block()
+
+    def variables(self, state: str, namespace: str = "") -> Mapping[str, Value]:
+        """Return what is committed of one namespace of a plugin state, by name."""
+        return self._store.list_variables(state, namespace)
+
     def close(self) -> None:
         """Close the store; twice is harmless."""
         self._store.close()

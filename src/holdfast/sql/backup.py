@@ -227,7 +227,8 @@ def _inspect(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Ba
             check_format(found, shown_path)
             verdict = [text for (text,) in db.execute("PRAGMA quick_check(3)")]
             if verdict != ["ok"]:
-                raise DamagedError(f"the backup {str(shown_path)!r} is damaged: {verdict[0]}", path=str(shown_path))
+                what = " ".join(verdict[0].split())  # SQLite's answer has several lines
+                raise DamagedError(f"the Pod in {str(shown_path)!r} is damaged: {what}", path=str(shown_path))
             items = db.execute("SELECT count(*) FROM item").get
         finally:
             db.close()

@@ -23,6 +23,8 @@ def compile_query(query: Query, known: Known) -> tuple[str, tuple[Any, ...]]:
     found = _indexed_condition(query, types, known)
     order = "DESC" if query.is_descending else "ASC"
     limit, limits = "LIMIT ? OFFSET ?", (-1 if query.limit is None else query.limit, query.offset)
+    if query.limit is None and not query.offset:
+        limit, limits = "", ()  # where one item is asked for, a limit takes longer than the search
     if found is None:
         where, bound = _conditions(query, types, query.conditions)
         by = f"item.server_modified {order}, item.seq {order}"

@@ -265,7 +265,8 @@ class SqliteStore:
         found = [text for (text,) in connection.execute("PRAGMA quick_check(3)")]
         _log.info("pod.checked", extra={"path": str(self.path), "found": found})
         if found != ["ok"]:
-            message = f"the Pod {str(self.path)!r} is damaged since an unclean end: {found[0]}; restore a backup"
+            what = " ".join(found[0].split())  # SQLite's answer has several lines
+            message = f"the Pod {str(self.path)!r} is damaged since an unclean end: {what}; restore a backup"
             raise DamagedError(message, path=str(self.path))
 
     def _copy_before(self, found: int) -> None:

@@ -1,0 +1,175 @@
+"""Holding a plugin state: the claim, its renewal from a thread of its own, and the notice that it was lost.
+
+The failure argument. *The process dies*: its file lock is free at once and its lease lapses; on this machine the next
+claim goes through because the lock proves the holder dead, elsewhere after the lease. *The process is stopped past its
+lease and wakes up*: the next claim took another epoch, so its late write is refused where it is applied. *The Pod does
+not answer*: no renewal for `Timing.fence_after_s` makes this side stop before anybody else may start. *The clock
+jumps*: leases are measured on the database's clock, patience here on a monotonic one.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from holdfast.disk import BusyError, Disk, ExistsError, Lock
+from holdfast.errors import ConflictError, FencedError, HoldfastError
+from holdfast.runs import Fence, Lease, Status, path_to_started
+from holdfast.store import Batch, ClaimLease, MoveRun, ReleaseLease, RenewLease, Store
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long what lasts, in seconds."""
+
+    lease_s: float = 60.0
+    renew_s: float = 15.0
+    fence_after_s: float = 45.0
+    """Without a renewal for so long, the plugin is stopped: well before anybody else may start it."""
+    grace_s: float = 10.0
+    """How long a plugin that was asked to stop may take to come to a safe point."""
+
+
+class Hold:
+    """The right to one plugin state, from claim to release.
+
+    Args:
+        open_store: Opens the Pod once more: renewals have a connection of their own.
+        state: The id of the plugin state.
+        run: The id of the run.
+        locks: A folder on this machine for lock files; it is made if there is none.
+        on_lost: Called once, from the renewing thread, when the run must stop: with "cancelled", "fenced" or
+            "unreachable".
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        *,
+        state: str,
+        run: str,
+        locks: Path,
+        on_lost: Callable[[str], None],
+        timing: Timing | None = None,
+        disk: Disk | None = None,
+    ) -> None:
+        self._open_store = open_store
+        self._state = state
+        self._run = run
+        self._locks = locks
+        self._on_lost = on_lost
+        self._timing = timing or Timing()
+        self._disk = disk or Disk()
+        self._lock: Lock | None = None
+        self._lease: Lease | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def fence(self) -> Fence:
+        """What every write of the run must carry."""
+        assert self._lease is not None, "claim first"  # noqa: S101
+        return self._lease.fence
+
+    def claim(self, store: Store, status: Status) -> None:
+        """Take the plugin state and move the run to started, as one event; then keep it.
+
+        Raises:
+            ConflictError: Another run has it, or this one runs already; the message names it. Nothing was written.
+        """
+        if not self._locks.is_dir():
+            self._disk.put_folder(self._locks)
+        place = self._place()
+        try:
+            self._lock = self._disk.lock(self._locks / f"{self._state}.lock")
+        except BusyError as exc:
+            raise self._held(store) from exc
+        try:
+            there = store.find_lease(self._state)
+            # We have the file lock that a holder of this place would have: whoever held the lease from here is dead.
+            dead = there.holder if there is not None and there.holder.startswith(f"{place}-") else ""
+            claim = ClaimLease(
+                self._state, self._run, f"{place}-{secrets.token_hex(12)}", round(self._timing.lease_s * 1000), dead
+            )
+            moves = (MoveRun(self._run, to) for to in path_to_started(self._run, status))
+            lease = store.apply(Batch((claim, *moves)))[0]
+        except BaseException:
+            self._lock.release()
+            raise
+        assert isinstance(lease, Lease)  # noqa: S101 -- what a claim answers
+        self._lease = lease
+        self._thread = threading.Thread(target=self._renew, name=f"lease of {self._run}", daemon=True)
+        self._thread.start()
+        _log.info("lease.claimed", extra={"run": self._run, "state": self._state, "epoch": lease.epoch})
+
+    def finish(self, store: Store, status: Status, error: str | None) -> None:
+        """Move the run to its end and give the plugin state back, as one event.
+
+        Raises:
+            FencedError: Another run has taken over; nothing was written.
+        """
+        self._stop_renewing()
+        store.apply(Batch((MoveRun(self._run, status, error), ReleaseLease(self.fence)), self.fence))
+
+    def close(self) -> None:
+        """Renew no more, and free the file lock; the lease, if it was not released, lapses."""
+        self._stop_renewing()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _place(self) -> str:
+        """Return an id of this folder: holders that begin with it hold their file locks here."""
+        path = self._locks / "place"
+        with suppress(ExistsError):
+            self._disk.create(path, secrets.token_hex(8).encode())
+        return self._disk.read(path).decode()
+
+    def _held(self, store: Store) -> ConflictError:
+        lease = store.find_lease(self._state)
+        if lease is not None and lease.is_held(store.now_ms()):
+            return lease.held_by_other(store.now_ms())
+        return ConflictError(f"plugin state {self._state!r} is being claimed by another process", state=self._state)
+
+    def _stop_renewing(self) -> None:
+        self._stop.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+            self._thread = None
+
+    def _renew(self) -> None:
+        renewal = Batch((RenewLease(self.fence, round(self._timing.lease_s * 1000)),))
+        renewed_at = time.monotonic()
+        store: Store | None = None
+        is_cancelled = False
+        try:
+            while not self._stop.wait(self._timing.renew_s):
+                began = time.monotonic()
+                try:
+                    if store is None:
+                        store = self._open_store()
+                    (lease,) = store.apply(renewal)
+                except FencedError:
+                    self._on_lost("fenced")
+                    return
+                except HoldfastError as exc:
+                    _log.warning("lease.not_renewed", extra={"run": self._run, "reason": str(exc)})
+                    if time.monotonic() - renewed_at > self._timing.fence_after_s:
+                        self._on_lost("unreachable")
+                        return
+                else:
+                    renewed_at = began
+                    if isinstance(lease, Lease) and lease.is_cancelled and not is_cancelled:
+                        is_cancelled = True
+                        self._on_lost("cancelled")
+        finally:
+            if store is not None:
+                store.close()

@@ -1,0 +1,21 @@
+"""What authors subclass: a plugin, and a plugin with a state that outlives its runs."""
+
+from __future__ import annotations
+
+from holdfast.plugins.base import PluginBase, PluginConfig, register_base_schemas
+from holdfast.plugins.signals import Cancelled, GiveUp, Released, RetryLater
+from holdfast.plugins.stateful import Runner, StatefulPlugin
+from holdfast.plugins.variables import PodVariables
+
+__all__ = [
+    "Cancelled",
+    "GiveUp",
+    "PluginBase",
+    "PluginConfig",
+    "PodVariables",
+    "Released",
+    "RetryLater",
+    "Runner",
+    "StatefulPlugin",
+    "register_base_schemas",
+]

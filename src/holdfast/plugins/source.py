@@ -1,0 +1,157 @@
+"""Where a plugin comes from: ``MODULE:CLASS``, ``FILE.py:CLASS``, or a file of metadata that names both."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, cast
+
+from holdfast.errors import InvalidError, NotFoundError, PluginError
+from holdfast.items import Account, PluginRun, definition_of
+from holdfast.plugins.base import PluginBase
+from holdfast.values import Kind, shown
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Which class is the plugin, and what its runs are to have.
+
+    Attributes:
+        module: Its module, as it is imported.
+        name: Its class.
+        folder: Where the module is looked for besides installed packages.
+        properties: Of its PluginRun.
+        account: The properties of its Account, if it has one.
+    """
+
+    module: str
+    name: str
+    folder: Path | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    account: Mapping[str, Any] | None = None
+
+    @property
+    def plugin_id(self) -> str:
+        """What its plugin states are found by."""
+        return f"{self.module}:{self.name}"
+
+    def load(self) -> type[PluginBase]:
+        """Import the module and return the class.
+
+        Raises:
+            NotFoundError: There is no such module, or no such class in it.
+            InvalidError: The class is no plugin.
+            PluginError: The module raises when it is imported.
+        """
+        found = getattr(_import(self.module, self.folder), self.name, None)
+        if found is None:
+            raise NotFoundError(f"module {self.module!r} has no class {self.name!r}", module=self.module)
+        if not (isinstance(found, type) and issubclass(found, PluginBase)):
+            message = f"{self.plugin_id!r} is no plugin: it must be a subclass of holdfast.PluginBase"
+            raise InvalidError(message, plugin=self.plugin_id)
+        return found
+
+
+def source_of(text: str) -> Source:
+    """Read ``MODULE:CLASS``, ``FILE.py:CLASS`` or the path of a metadata file.
+
+    Raises:
+        InvalidError: It is none of the three, or the metadata is malformed.
+        NotFoundError: There is no such file.
+    """
+    if text.endswith(".json"):
+        return read_metadata(Path(text))
+    place, colon, name = text.rpartition(":")
+    if not colon or not name.isidentifier() or not place:
+        message = f"a plugin cannot be called {shown(text)}: MODULE:CLASS, FILE.py:CLASS or metadata.json is expected"
+        raise InvalidError(message, plugin=shown(text))
+    if place.endswith(".py"):
+        path = Path(place).absolute()
+        if not path.is_file():
+            raise NotFoundError(f"there is no file {place!r}", path=place)
+        place, folder = path.stem, path.parent
+    else:
+        folder = Path.cwd()
+    properties = {"pluginModule": place, "pluginName": name}
+    return Source(module=place, name=name, folder=folder, properties=properties)
+
+
+def read_metadata(path: Path) -> Source:
+    """Read a plugin's metadata: one JSON object with ``pluginModule`` and ``pluginName`` at least.
+
+    Other properties of a PluginRun may be there; ``account`` is an object that becomes an Account; ``config`` may be
+    an object as well as JSON text. What is unknown is warned of and left out.
+
+    Raises:
+        NotFoundError: There is no such file.
+        InvalidError: It is no JSON object, lacks one of the two, or has a value of the wrong type.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise NotFoundError(f"there is no file {str(path)!r}", path=str(path)) from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise InvalidError(f"the metadata {str(path)!r} cannot be read as JSON: {exc}", path=str(path)) from exc
+    if not isinstance(document, dict):
+        raise InvalidError(f"the metadata {str(path)!r} must be an object, not {shown(document)}", path=str(path))
+    given = cast("dict[str, Any]", document)
+    for name in ("pluginModule", "pluginName"):
+        if not isinstance(given.get(name), str) or not given[name]:
+            message = f"the metadata {str(path)!r} needs a text {name!r}, not {shown(given.get(name))}"
+            raise InvalidError(message, path=str(path), property=name)
+    account = given.pop("account", None)
+    if account is not None and not isinstance(account, dict):
+        raise InvalidError(f"'account' in {str(path)!r} must be an object, not {shown(account)}", path=str(path))
+    if isinstance(given.get("config"), dict):
+        given["config"] = json.dumps(given["config"])
+    properties = _known(PluginRun, given, path)
+    if account is not None:
+        account = _known(Account, cast("dict[str, Any]", account), path)
+    return Source(
+        module=given["pluginModule"],
+        name=given["pluginName"],
+        folder=path.absolute().parent,
+        properties=properties,
+        account=account,
+    )
+
+
+def _known(cls: type[PluginRun | Account], given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    declared = definition_of(cls).properties
+    known = {name: value for name, value in given.items() if name in declared and value is not None}
+    for name in given:
+        if name not in declared:
+            _log.warning("metadata.unknown", extra={"path": str(path), "property": name})
+    for name, value in known.items():
+        if declared[name].kind is Kind.REAL and type(value) is int:
+            known[name] = float(value)
+    cls(**known)  # refuses what is of the wrong type, by name
+    return known
+
+
+def _import(name: str, folder: Path | None) -> ModuleType:
+    """Import an installed module, else one in ``folder``; a file there never hides an installed package."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as exc:
+        raise NotFoundError(f"there is no module {name!r}: {exc}", module=name) from exc
+    if spec is None and folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+        spec = importlib.util.find_spec(name)
+    if spec is None:
+        where = "" if folder is None else f", nor in {str(folder)!r}"
+        raise NotFoundError(f"there is no module {name!r} among the installed packages{where}", module=name)
+    try:
+        return importlib.import_module(name)
+    except Exception as exc:
+        raise PluginError(f"module {name!r} cannot be imported: {type(exc).__name__}: {exc}", module=name) from exc

@@ -1,0 +1,253 @@
+"""StatefulPlugin: a plugin whose variables, views and accounts outlive its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar, cast
+
+from pydantic_core import from_json, to_json
+
+from holdfast.errors import ConflictError, InvalidError, NotFoundError
+from holdfast.items import Account, CVUStoredDefinition, Edge, PersistentState, PluginRun
+from holdfast.plugins.base import PluginBase
+from holdfast.plugins.variables import PodVariables
+from holdfast.pod import Pod
+from holdfast.runs import Status, status_of
+from holdfast.state import StateNamespace
+from holdfast.store import MoveRun, SetVariable
+
+T = TypeVar("T")
+
+ONCE = "once"
+"""The namespace of a plugin state in which results of `StatefulPlugin.once` are kept."""
+
+
+class Runner(Protocol):
+    """What a plugin may ask of the runner that drives it."""
+
+    def safe_point(self) -> None:
+        """Raise Cancelled, Released or FencedError if the run is to stop here."""
+        ...
+
+    def report(self, done: int, total: int | None) -> None:
+        """Note that ``done`` steps of ``total`` (None: unknown how many) are behind us."""
+        ...
+
+
+class StatefulPlugin(PluginBase):
+    """A plugin that carries on from where it was.
+
+    ``self.state`` holds its variables, ``with self.transaction()`` makes items and variables one event, `track` shows
+    progress and `safe_point` is where it may be stopped and moved.
+
+    Args:
+        runId: The id of the run; may come instead of ``pluginRun``, or agree with it.
+        pluginState: The plugin state that the run works on; None: the one that the run leads to.
+        pluginRun: The run.
+        client: What reaches the Pod. Methods of this class that take one prefer theirs.
+        **kwargs: As `PluginBase` says.
+
+    Raises:
+        InvalidError: ``runId`` and ``pluginRun`` name two runs; or as `PluginBase` says.
+    """
+
+    def __init__(
+        self,
+        runId: str | None = None,  # noqa: N803
+        pluginState: PersistentState | None = None,  # noqa: N803
+        *,
+        pluginRun: PluginRun | None = None,  # noqa: N803
+        client: Pod | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if runId is not None and pluginRun is not None and runId != pluginRun.id:
+            raise InvalidError(f"runId {runId!r} and pluginRun {pluginRun.id!r} name two different runs")
+        self.runId = runId if pluginRun is None else pluginRun.id
+        self.pluginState = pluginState
+        self._runner: Runner | None = None
+        self._variables: StateNamespace | None = None
+        super().__init__(pluginRun=pluginRun, client=client, **kwargs)
+
+    def _warn_without_run(self) -> None:
+        if self.runId is None:
+            super()._warn_without_run()
+
+    def driven_by(self, runner: Runner) -> None:
+        """Take the runner that drives this plugin; it calls this before `setup`."""
+        self._runner = runner
+
+    def setup(self) -> None:
+        """Prepare before `run`, in every run, also when it resumes; register here what snapshots hold."""
+
+    # -- what outlives runs -------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> StateNamespace:
+        """The variables of the plugin state: ``self.state.cursor = 7``, ``self.state.cursor`` (None if absent).
+
+        A write outside a transaction is durable when it returns; inside one, when the block ends, or never.
+        """
+        if self._variables is None:
+            backend = PodVariables(self.client, self._state_id())
+            self._variables = StateNamespace(backend, "")
+        return self._variables
+
+    def _state_id(self) -> str:
+        if self.pluginState is None:
+            states = [edge.target for edge in self.client.get_edges(self._run_id()) if edge.name == "pluginState"]
+            found = next((each for each in states if isinstance(each, PersistentState)), None)
+            if found is None:
+                raise NotFoundError(f"run {self._run_id()!r} leads to no plugin state", run=self._run_id())
+            self.pluginState = found
+        if self.pluginState.id is None:
+            raise InvalidError("the plugin state is not in the Pod yet: create it first")
+        return self.pluginState.id
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Make everything that the block writes, items and variables alike, one event: all of it happens, or none.
+
+        Raises:
+            FencedError: Another run has taken over; nothing was written.
+        """
+        with self.client.transaction():
+            yield
+
+    def once(self, key: str, function: Callable[[], T]) -> T:
+        """Return what ``function`` returned when it was first called under ``key``, by whichever run.
+
+        The result must be what JSON can hold. If the process dies after the function did its work and before the
+        result is stored, the next run calls it again: make the effect one that may happen twice, or a transaction.
+        """
+        state = self._state_id()
+        known = self.client.variables(state, ONCE).get(key)
+        if isinstance(known, str):
+            return from_json(known)
+        result = function()
+        text = to_json(result, inf_nan_mode="constants").decode()
+        self.client.add(SetVariable(state, key, text, ONCE))
+        return from_json(text)
+
+    # -- on the way ---------------------------------------------------------------------------------------------------
+
+    def safe_point(self) -> None:
+        """Say that this is a good place to be stopped, moved or snapshotted; returns at once if nobody wants that.
+
+        Raises:
+            Cancelled: The run was aborted.
+            Released: The process is to end; the run goes on from here in another.
+            FencedError: Another run has taken over the plugin state.
+        """
+        if self._runner is not None:
+            self._runner.safe_point()
+
+    def track(self, steps: Iterable[T], total: int | None = None) -> Iterator[T]:
+        """Yield each of ``steps``, showing progress; before each of them is a safe point.
+
+        Args:
+            steps: Any iterable.
+            total: How many there are; None: its length if it has one, else unknown.
+        """
+        if total is None and hasattr(steps, "__len__"):
+            total = len(cast("Sized", steps))
+        self.safe_point()
+        for done, step in enumerate(steps, 1):
+            yield step
+            if self._runner is not None:
+                self._runner.report(done, total)
+            self.safe_point()
+
+    # -- the run, as its owner sees it --------------------------------------------------------------------------------
+
+    def get_run(self, client: Pod | None = None, *, expanded: bool = False) -> PluginRun:
+        """Return the run as the Pod has it."""
+        run = (client or self.client).get(self._run_id(), expanded=expanded)
+        if not isinstance(run, PluginRun):
+            raise NotFoundError(f"item {run.id!r} is no run", id=run.id)
+        return run
+
+    def get_account(self, client: Pod | None = None) -> Account | None:
+        """Return the account of the run, or of its plugin state; None if it has none."""
+        run = self.get_run(client, expanded=True)
+        return run.account[0] if run.account else None
+
+    def _run_id(self) -> str:
+        if self.runId is None:
+            raise InvalidError(f"{type(self).__name__} has no run: give it one")
+        return self.runId
+
+    def _get_run_state(self, client: Pod | None = None) -> str:
+        return str(status_of(self.get_run(client).status))
+
+    def _set_run_state(self, client: Pod | None, status: Status, error: str | None = None) -> None:
+        (client or self.client).add(MoveRun(self._run_id(), status, error))
+
+    def initialized(self, client: Pod | None = None) -> None:
+        """Say that the run is prepared; each of these moves raises ConflictError if it is not a legal one."""
+        self._set_run_state(client, Status.INITIALIZED)
+
+    def ready(self, client: Pod | None = None) -> None:
+        """Say that the run may be started."""
+        self._set_run_state(client, Status.READY)
+
+    def started(self, client: Pod | None = None) -> None:
+        """Say that the run works."""
+        self._set_run_state(client, Status.STARTED)
+
+    def authenticated(self, client: Pod | None = None) -> None:
+        """Say that the run has signed in."""
+        self._set_run_state(client, Status.AUTHENTICATED)
+
+    def action_required(self, client: Pod | None = None) -> None:
+        """Say that the run waits for its user."""
+        self._set_run_state(client, Status.USER_ACTION_NEEDED)
+
+    def daemon(self, client: Pod | None = None) -> None:
+        """Say that the run has no end."""
+        self._set_run_state(client, Status.DAEMON)
+
+    def completed(self, client: Pod | None = None) -> None:
+        """Say that the run is done."""
+        self._set_run_state(client, Status.DONE)
+
+    def failed(self, error: str, client: Pod | None = None) -> None:
+        """Say that the run failed, and why."""
+        self._set_run_state(client, Status.ERROR, error)
+
+    def aborted(self, client: Pod | None = None) -> None:
+        """Say that the run was given up."""
+        self._set_run_state(client, Status.ABORTED)
+
+    # -- views --------------------------------------------------------------------------------------------------------
+
+    def set_run_view(self, name: str, client: Pod | None = None) -> None:
+        """Show the view with this name to the user of the run.
+
+        Raises:
+            NotFoundError: There is no such view.
+        """
+        if not self._set_run_view(client or self.client, name):
+            raise NotFoundError(f"there is no view {name!r}", view=name)
+
+    def get_run_view(self, client: Pod | None = None) -> CVUStoredDefinition | None:
+        """Return the view that the user of the run is shown."""
+        client = client or self.client
+        return self._get_run_view(client, self.get_run(client))
+
+    def _set_run_view(self, client: Pod, name: str) -> bool:
+        views = client.search({"type": "CVUStoredDefinition", "name": name, "_limit": 1})
+        if not views:
+            return False
+        run = self._run_id()
+        with client.transaction():
+            old = [edge for edge in client.get_edges(run) if edge.name == "view"]
+            client.delete_edges([Edge(run, edge.target, "view") for edge in old])
+            client.create_edge(Edge(run, views[0], "view"))
+        return True
+
+    def _get_run_view(self, client: Pod, run: PluginRun) -> CVUStoredDefinition | None:
+        if run.id is None:
+            raise ConflictError("the run is not in the Pod yet")
+        views = [edge.target for edge in client.get_edges(run.id) if edge.name == "view"]
+        return next((view for view in views if isinstance(view, CVUStoredDefinition)), None)

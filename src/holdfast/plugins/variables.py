@@ -1,0 +1,75 @@
+"""A plugin's variables in the Pod: what `self.state` is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from holdfast.pod import Pod
+from holdfast.store import DeleteVariable, SetVariable
+from holdfast.values import Value
+
+
+class PodVariables:
+    """The namespaces of one plugin state, as `holdfast.state.Variables`.
+
+    Each variable is written by itself, at once and durably; inside a transaction of the client with that, and then
+    nobody else sees it before the block is committed. What was read is remembered: while a run holds the plugin state
+    nobody else can change it.
+
+    Args:
+        client: What reaches the Pod, with the run's fence.
+        state: The id of the plugin state.
+    """
+
+    def __init__(self, client: Pod, state: str) -> None:
+        self._client = client
+        self._state = state
+        self._views: dict[str, dict[str, Value]] = {}
+        self._block: object = None
+        self._pending: dict[str, dict[str, Value | None]] = {}
+
+    def read(self, namespace: str) -> Mapping[str, Value]:
+        """Return the variables, with what the open block of this thread has written to them."""
+        view = self._views.get(namespace)
+        if view is None:
+            view = self._views[namespace] = dict(self._client.variables(self._state, namespace))
+        if self._block is None or self._client.block is not self._block or namespace not in self._pending:
+            return view
+        merged = {**view, **self._pending[namespace]}
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def write(self, namespace: str, changes: Mapping[str, Value | None]) -> None:
+        """Change some variables: with the open block, else at once and together."""
+        if self._client.block is None:
+            with self._client.transaction():
+                self._collect(namespace, changes)
+        else:
+            self._collect(namespace, changes)
+
+    def load(self, namespace: str) -> None:
+        """Forget what was read."""
+        self._views.pop(namespace, None)
+
+    def store(self, namespace: str) -> None:
+        """Do nothing: what is written is durable."""
+
+    def _collect(self, namespace: str, changes: Mapping[str, Value | None]) -> None:
+        if self._client.block is not self._block:  # what an earlier block left behind is committed, or never was
+            self._block, self._pending = self._client.block, {}
+        pending = self._pending.setdefault(namespace, {})
+        for name, value in changes.items():
+            if value is None:
+                operation = DeleteVariable(self._state, name, namespace)
+            else:
+                operation = SetVariable(self._state, name, value, namespace)
+            self._client.add(operation, lambda _, name=name, value=value: self._settle(namespace, name, value))
+            pending[name] = value
+
+    def _settle(self, namespace: str, name: str, value: Value | None) -> None:
+        view = self._views.get(namespace)
+        if view is None:
+            return
+        if value is None:
+            view.pop(name, None)
+        else:
+            view[name] = value
