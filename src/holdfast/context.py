@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.disk import Disk
-from holdfast.errors import ConflictError, InvalidError, NotFoundError
+from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundError
 from holdfast.keys import (
     Envelope,
     Identity,
@@ -28,7 +28,7 @@ from holdfast.keys import (
 )
 from holdfast.pod import Pod
 from holdfast.sql import Backup, Keyring, SqliteStore, back_up, finish_restore, restore
-from holdfast.sql.backup import ENVELOPE, Progress, _inspect, inspect  # pyright: ignore[reportPrivateUsage]
+from holdfast.sql.backup import ENVELOPE, Progress, examine, inspect
 from holdfast.values import shown
 
 HOME_VARIABLE: Final = "HOLDFAST_HOME"
@@ -149,7 +149,16 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
             key = load_or_create_envelope(envelope_path, identity, disk=disk).open(identity)
         owner = identity.owner_key
     keyring = Keyring(settings.keyring_path, load_or_create_pod_key(home, settings.environ, disk=disk))
-    if not keyring.has(owner) or keyring.get(owner) != key:  # a restored Pod may have another
+    is_kept = keyring.has(owner) and keyring.get(owner) == key  # a restored Pod may have another key than before
+    if not path.exists() or not path.stat().st_size:
+        if is_kept:
+            message = (
+                f"the Pod {str(path)!r} is gone, though it was there: bring the file back or restore a backup "
+                f"(holdfast pod restore); to begin anew with an empty one, remove {envelope_path.name!r} beside it"
+            )
+            raise DamagedError(message, path=str(path))
+        SqliteStore(path, key, disk=disk).close()
+    if not is_kept:  # only now, so that a key in the keyring says: this file was made once
         keyring.put(owner, key)
     return path, key
 
@@ -230,7 +239,7 @@ def examine_pod(path: Path, key: bytes, envelope: Envelope) -> Backup:
     Raises:
         DamagedError, DeniedError, InvalidError, UnavailableError: As opening it would.
     """
-    return _inspect(path, key, envelope, path)
+    return examine(path, key, envelope, path)
 
 
 def _get_identity(settings: Settings) -> Identity:

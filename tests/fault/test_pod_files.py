@@ -485,3 +485,18 @@ def test_a_clean_end_is_not_checked_and_an_unclean_one_is(pod: Path, caplog: pyt
     make_pod(pod.parent / "left" / "pod.db", FIRST, is_left_open=True)
     open_store(pod.parent / "left").close()
     assert caplog.messages.count("pod.checked") == 1
+
+
+def test_a_pod_whose_file_is_gone_is_no_fresh_machine(home: Path) -> None:
+    """An empty Pod in the place of a lost one would be a lie: it is said, with the way to begin anew."""
+    with PodClient(home=home) as client:
+        client.create(Person("Ann"))
+    (file,) = (home / "pods").glob("*.db")
+    file.unlink()
+    with pytest.raises(DamagedError, match="is gone, though it was there") as caught:
+        PodClient(home=home)
+    assert file.with_suffix(".json").name in str(caught.value)
+    assert not file.exists()
+    file.with_suffix(".json").unlink()
+    with PodClient(home=home) as client:
+        assert client.search({"type": "Person"}) == []

@@ -78,7 +78,7 @@ def back_up(
     with disk.temporary_folder(target.parent) as folder:
         copy_file(source, key, folder / FILE, disk=disk, on_progress=on_progress)
         disk.create(folder / ENVELOPE, envelope.to_json())
-        found = _inspect(folder / FILE, key, envelope, target)
+        found = examine(folder / FILE, key, envelope, target)
         disk.sync_folder(folder)
         disk.rename(folder, target)
     return found
@@ -120,7 +120,7 @@ def inspect(path: Path, identity: Identity, *, disk: Disk | None = None) -> Back
     if not (path / FILE).is_file():
         raise NotFoundError(f"there is no backup in {str(path)!r}: it holds no {FILE!r}", path=str(path))
     envelope = read_envelope(path / ENVELOPE, disk=disk or Disk())
-    return _inspect(path / FILE, envelope.open(identity), envelope, path)
+    return examine(path / FILE, envelope.open(identity), envelope, path)
 
 
 def restore(
@@ -219,12 +219,20 @@ def _connect(path: Path, key: bytes, flags: int) -> apsw.Connection:
     return connection
 
 
-def _inspect(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Backup:
+def examine(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Backup:
+    """Check every page of a Pod's file, which messages call ``shown_path``, and say what it holds.
+
+    Raises:
+        DamagedError: A page is not what was written, or the file was never finished.
+        InvalidError: It has a newer format.
+    """
     with inside_sqlite, translated(path):
         db = _connect(path, key, apsw.SQLITE_OPEN_READWRITE)
         try:
             found = format_of(db)
             check_format(found, shown_path)
+            if not found:
+                raise DamagedError(f"the Pod in {str(shown_path)!r} was never finished", path=str(shown_path))
             verdict = [text for (text,) in db.execute("PRAGMA quick_check(3)")]
             if verdict != ["ok"]:
                 what = " ".join(verdict[0].split())  # SQLite's answer has several lines
