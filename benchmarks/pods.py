@@ -113,11 +113,11 @@ class Bench:
         yield from self.commits()
         with self.kennel(BULK) as small:
             yield from self.reads(small)
-            yield from self.reads_beside_writes(small)
             if self.items > BULK:
                 with self.kennel(self.items) as large:
                     yield from self.reads(large)
                     yield from self.growth(small, large)
+            yield from self.reads_beside_writes(small)  # last: it leaves more dogs than the small Pod should have
 
     @contextmanager
     def pod(self) -> Generator[PodClient]:

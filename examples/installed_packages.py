@@ -1,7 +1,6 @@
-"""Read which Python packages are installed into a Pod, and ask it about them.
+"""Read which Python packages are installed into a Pod, and ask it about them; a second run reads only what changed.
 
-``python examples/installed_packages.py``, twice: the second time only what changed is read again. The Pod lies in a
-folder of its own, ``build/demo``; ``--home`` names another one, and ``--json`` prints what programs can read.
+The Pod lies in a folder of its own, ``build/demo``; ``--home`` names another one. ``--json`` is for programs.
 """
 
 import argparse

@@ -16,6 +16,7 @@ import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -581,6 +582,9 @@ def settle_saved(item: Item, *, version: int) -> None:
     item._origin = Origin(properties_of(item), edges, version)
 
 
+_instant = lru_cache(maxsize=64)(from_ms)  # what was written together has the same date
+
+
 def restore_item(cls: type[ItemT], id_: str, properties: Mapping[str, Value], *, version: int) -> ItemT:
     """Build an item from what a store holds, without validating it again; none of its edges are loaded.
 
@@ -594,7 +598,7 @@ def restore_item(cls: type[ItemT], id_: str, properties: Mapping[str, Value], *,
             values[name] = value
     for name in plan.dates:
         if values[name] is not None:
-            values[name] = from_ms(values[name])
+            values[name] = _instant(values[name])
     for name in plan.edges:
         values[name] = []
     item = cls.__new__(cls)
