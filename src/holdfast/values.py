@@ -128,15 +128,22 @@ def from_ms(ms: int) -> datetime:
 _NATIVE: Final = {Kind.TEXT: str, Kind.INTEGER: int, Kind.REAL: float, Kind.BOOL: bool, Kind.DATETIME: int}
 
 
+_TEXT, _INTEGER, _REAL, _BOOL = Kind.TEXT, Kind.INTEGER, Kind.REAL, Kind.BOOL
+
+
 def is_plain(kind: Kind, value: object) -> bool:
-    """Say quickly whether `fit` would return ``value`` as it is; False means: ask `fit`."""
-    if type(value) is not _NATIVE[kind]:
-        return False
-    if isinstance(value, str):
-        return value.isascii() and "\0" not in value
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return kind is not Kind.DATETIME and MIN_INTEGER <= value <= MAX_INTEGER
+    """Say quickly whether `fit` would return ``value`` as it is; False means: ask `fit`.
+
+    Compares and looks nothing up: this runs for every value of a bulk write, and the hash of an Enum is slow.
+    """
+    cls = type(value)
+    if cls is str:
+        return kind is _TEXT and value.isascii() and "\0" not in value  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
+    if cls is int:
+        return kind is _INTEGER and MIN_INTEGER <= value <= MAX_INTEGER  # pyright: ignore[reportOperatorIssue]
+    if cls is float:
+        return kind is _REAL and math.isfinite(value)  # pyright: ignore[reportArgumentType]
+    return cls is bool and kind is _BOOL
 
 
 def fit(kind: Kind, value: object, what: str) -> Value:
