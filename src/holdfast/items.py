@@ -572,6 +572,11 @@ def edge_changes_of(item: Item) -> tuple[list[tuple[str, Item]], list[tuple[str,
     return added, removed
 
 
+def version_of(item: Item) -> int | None:
+    """Return the version of ``item`` when it was last read or written, for ``expected_version``; None if never."""
+    return None if item._origin is None else item._origin.version
+
+
 def settle_saved(item: Item, *, version: int) -> None:
     """Note that ``item`` is in the Pod as it is now."""
     edges = {

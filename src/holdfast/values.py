@@ -11,7 +11,7 @@ import math
 import re
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from holdfast.errors import InvalidError
 
@@ -131,18 +131,18 @@ _NATIVE: Final = {Kind.TEXT: str, Kind.INTEGER: int, Kind.REAL: float, Kind.BOOL
 _TEXT, _INTEGER, _REAL, _BOOL = Kind.TEXT, Kind.INTEGER, Kind.REAL, Kind.BOOL
 
 
-def is_plain(kind: Kind, value: object) -> bool:
+def is_plain(kind: Kind, value: Any) -> bool:
     """Say quickly whether `fit` would return ``value`` as it is; False means: ask `fit`.
 
     Compares and looks nothing up: this runs for every value of a bulk write, and the hash of an Enum is slow.
     """
-    cls = type(value)
+    cls: type[Any] = type(value)
     if cls is str:
-        return kind is _TEXT and value.isascii() and "\0" not in value  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
+        return kind is _TEXT and value.isascii() and "\0" not in value
     if cls is int:
-        return kind is _INTEGER and MIN_INTEGER <= value <= MAX_INTEGER  # pyright: ignore[reportOperatorIssue]
+        return kind is _INTEGER and MIN_INTEGER <= value <= MAX_INTEGER
     if cls is float:
-        return kind is _REAL and math.isfinite(value)  # pyright: ignore[reportArgumentType]
+        return kind is _REAL and math.isfinite(value)
     return cls is bool and kind is _BOOL
 
 
