@@ -574,7 +574,8 @@ def edge_changes_of(item: Item) -> tuple[list[tuple[str, Item]], list[tuple[str,
 
 def version_of(item: Item) -> int | None:
     """Return the version of ``item`` when it was last read or written, for ``expected_version``; None if never."""
-    return None if item._origin is None else item._origin.version
+    origin: Origin | None = item._origin
+    return None if origin is None else origin.version
 
 
 def settle_saved(item: Item, *, version: int) -> None:

@@ -136,7 +136,7 @@ def is_plain(kind: Kind, value: Any) -> bool:
 
     Compares and looks nothing up: this runs for every value of a bulk write, and the hash of an Enum is slow.
     """
-    cls: type[Any] = type(value)
+    cls = value.__class__
     if cls is str:
         return kind is _TEXT and value.isascii() and "\0" not in value
     if cls is int:
