@@ -28,5 +28,24 @@ from holdfast.items import Photo as Photo
 from holdfast.items import Plugin as Plugin
 from holdfast.items import PluginRun as PluginRun
 from holdfast.items import Secret as Secret
+from holdfast.plugins import Cancelled as Cancelled
+from holdfast.plugins import GiveUp as GiveUp
+from holdfast.plugins import PluginBase as PluginBase
+from holdfast.plugins import PluginConfig as PluginConfig
+from holdfast.plugins import Released as Released
+from holdfast.plugins import RetryLater as RetryLater
+from holdfast.plugins import StatefulPlugin as StatefulPlugin
+from holdfast.plugins import register_base_schemas as register_base_schemas
+from holdfast.runs import RUN_ABORTED as RUN_ABORTED
+from holdfast.runs import RUN_AUTHENTICATED as RUN_AUTHENTICATED
+from holdfast.runs import RUN_DAEMON as RUN_DAEMON
+from holdfast.runs import RUN_DONE as RUN_DONE
+from holdfast.runs import RUN_ERROR as RUN_ERROR
+from holdfast.runs import RUN_IDLE as RUN_IDLE
+from holdfast.runs import RUN_INITIALIZED as RUN_INITIALIZED
+from holdfast.runs import RUN_READY as RUN_READY
+from holdfast.runs import RUN_STARTED as RUN_STARTED
+from holdfast.runs import RUN_USER_ACTION_NEEDED as RUN_USER_ACTION_NEEDED
+from holdfast.runs import Status as Status
 
 __version__: str

@@ -6,15 +6,27 @@ process may have two homes.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 from holdfast.disk import Disk
-from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundError
+from holdfast.engine import (
+    DEFAULT_STATE,
+    Runner,
+    Timing,
+    begin_run,
+    continue_run,
+    find_unfinished,
+    get_state,
+    logging_to,
+)
+from holdfast.errors import ConflictError, DamagedError, HoldfastError, InvalidError, NotFoundError
+from holdfast.items import PluginRun
 from holdfast.keys import (
     Envelope,
     Identity,
@@ -26,7 +38,9 @@ from holdfast.keys import (
     read_envelope,
     read_identity,
 )
+from holdfast.plugins import Source, arguments_from
 from holdfast.pod import Pod
+from holdfast.runs import Outcome
 from holdfast.sql import Backup, Keyring, SqliteStore, back_up, finish_restore, restore
 from holdfast.sql.backup import ENVELOPE, Progress, examine, inspect
 from holdfast.values import shown
@@ -73,6 +87,15 @@ class Settings:
     def pod_path(self, owner_key: str) -> Path:
         """Return the file of an owner's Pod; its companions lie beside it."""
         return self.home / "pods" / f"{owner_key}.db"
+
+    def run_log_path(self, run_id: str) -> Path:
+        """Return the file with what a run logged, in all its attempts."""
+        return self.home / "runs" / f"{run_id}.log"
+
+    @property
+    def locks_path(self) -> Path:
+        """The folder with the lock files of the plugin states that are held on this machine."""
+        return self.home / "locks"
 
     @property
     def keyring_path(self) -> Path:
@@ -166,6 +189,94 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
 def pod_key_id(settings: Settings) -> str:
     """Return which Pod key this home has; it is made if there is none."""
     return key_id(load_or_create_pod_key(settings.home, settings.environ))
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def carry_out(
+    settings: Settings,
+    source: Source | None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    state: str = DEFAULT_STATE,
+    is_new: bool = False,
+    run_id: str | None = None,
+    identity: Identity | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
+    owns_process: bool = False,
+    timing: Timing | None = None,
+) -> Outcome:
+    """Carry a run on to its end in this process: the unfinished one of a plugin state, else a new one.
+
+    A new run that cannot be started leaves nothing behind.
+
+    Args:
+        settings: Where the Pod lies.
+        source: The plugin; with ``run_id`` only where its module is looked for.
+        config: Used instead of the configuration that the run or the metadata has; a new run keeps it.
+        state: The name of the plugin state.
+        is_new: Begin a run even if there is an unfinished one.
+        run_id: Carry on this run.
+        identity: The owner; None: the one in ``keys.json``.
+        on_progress: As `Runner` says.
+        owns_process: As `Runner` says.
+        timing: As `Runner` says.
+
+    Raises:
+        NotFoundError, InvalidError, PluginError: There is no such run or plugin, its configuration is wrong, or its
+            module raises. Nothing was written.
+        ConflictError: Another run holds the plugin state, or this one is carried out elsewhere or has ended.
+    """
+    path, key = unlock(settings, identity)
+    with Pod(SqliteStore(path, key)) as client:
+        if run_id is not None:
+            run, plugin_state = continue_run(client, run_id)
+            folder = Path.cwd() if source is None else source.folder
+            cls = Source(module=run.pluginModule or "", name=run.pluginName or "", folder=folder).load()
+            is_fresh = False
+        elif source is None:
+            raise InvalidError("neither a run nor a plugin was named: one of them is expected")
+        else:
+            cls = source.load()
+            text = source.properties.get("config")
+            config_of_new = _config_of(text, "the metadata") if config is None else config
+            plugin_state = get_state(client, source.plugin_id, state)
+            found = None if is_new else find_unfinished(client, plugin_state)
+            is_fresh = found is None
+            if found is None:
+                arguments_from(cls, config_of_new)
+                properties = {**source.properties, "config": json.dumps(config_of_new)}
+                found = begin_run(client, plugin_state, properties, source.account)
+            run = cast("PluginRun", client.get(found.id or ""))
+        id_ = run.id or ""
+        runner = Runner(
+            lambda: SqliteStore(path, key),
+            locks=settings.locks_path,
+            owns_process=owns_process,
+            on_progress=on_progress,
+            timing=timing,
+        )
+        try:
+            used = _config_of(run.config, f"run {id_!r}") if config is None else config
+            with logging_to(settings.run_log_path(id_), id_, owns_process=owns_process):
+                return replace(runner.drive(cls, run, plugin_state, used), run=id_)
+        except HoldfastError:
+            now = client.find(id_, expanded=False)
+            if is_fresh and isinstance(now, PluginRun) and now.status == run.status:
+                client.delete_items([run, *run.account])
+            raise
+
+
+def _config_of(text: object, what: str) -> dict[str, Any]:
+    """Return a configuration that is kept as JSON text; an empty one if there is none."""
+    try:
+        found: object = json.loads(text) if isinstance(text, str) and text else {}
+    except (ValueError, RecursionError) as exc:
+        raise InvalidError(f"the configuration of {what} is no JSON: {exc}") from exc
+    if not isinstance(found, dict):
+        raise InvalidError(f"the configuration of {what} cannot be {shown(found)}: an object is expected")
+    return cast("dict[str, Any]", found)
 
 
 # -- what operators do to a Pod that is there -------------------------------------------------------------------------

@@ -574,7 +574,7 @@ def edge_changes_of(item: Item) -> tuple[list[tuple[str, Item]], list[tuple[str,
 
 def version_of(item: Item) -> int | None:
     """Return the version of ``item`` when it was last read or written, for ``expected_version``; None if never."""
-    origin: Origin | None = item._origin
+    origin = cast("Origin | None", item._origin)
     return None if origin is None else origin.version
 
 

@@ -121,12 +121,14 @@ class Outcome:
         error: Why, for the user.
         exit_code: What the process ends with.
         retry_after_s: The plugin asked to be tried again after so many seconds.
+        run: The id of the run; "" where only the runner that was given it is asked.
     """
 
     status: Status | None
     exit_code: int
     error: str | None = None
     retry_after_s: float | None = None
+    run: str = ""
 
 
 def path_to_started(run: str, status: Status) -> tuple[Status, ...]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import Final, NoReturn
 
 import click
 
-from holdfast.cli.invocation import run, with_common_options
+from holdfast.cli.invocation import end, run, with_common_options
 
 COMMANDS: Final = {
     "doctor": "Look for what is wrong, and say what to do.",
     "items": "Search and show what is in the Pod.",
     "keys": "Show which keys are here, and replace them.",
     "pod": "Back up the Pod, and restore it.",
+    "run": "Run a plugin from where it was.",
+    "runs": "See what runs, stop it, start it again.",
+    "state": "Look at variables, and change them.",
 }
 """The module of each command, with the first line of its help; said here, so that no module is loaded for it."""
 
@@ -35,9 +37,9 @@ class _Commands(click.Group):
 @click.version_option(package_name="holdfast", message="%(prog)s %(version)s")
 @with_common_options
 def command() -> None:
-    """Look after a Pod and the keys that open it."""
+    """Run plugins, and look after the Pod that they keep their data in."""
 
 
 def main() -> NoReturn:
     """Run ``holdfast`` with the arguments of this process, and end it."""
-    sys.exit(run(command, "holdfast"))
+    end(run(command, "holdfast"))

@@ -11,7 +11,7 @@ from typing import Final, TextIO
 
 import click
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int | None], None]
 
 # Control characters, those that turn the direction of writing, and the backslash that stands for them.
 _unsafe: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\\]")
@@ -56,29 +56,42 @@ def draw(columns: Sequence[str], pages: Iterable[Sequence[Sequence[str]]]) -> No
 
 
 @contextmanager
-def progress(label: str, *, is_quiet: bool) -> Generator[Progress | None]:
-    """Show on standard error how far a work is: a bar on a terminal, else `lines_of_progress`; None if quiet."""
+def progress(label: str, *, is_quiet: bool, unit: str = "pages") -> Generator[Progress | None]:
+    """Show on standard error how far a work is: a bar on a terminal, else `lines_of_progress`; None if quiet.
+
+    The bar is there from the first report on, which may be told that nobody knows how much there is: None.
+    """
     if is_quiet:
         yield None
     elif not is_terminal(sys.stderr):
-        yield lines_of_progress(label)
+        yield lines_of_progress(label, unit)
     else:
         from rich.console import Console  # start-up, as above
         from rich.progress import Progress as Bar
 
-        with Bar(console=Console(stderr=True)) as bar:
-            task = bar.add_task(label)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        # What goes to a file or a pipe must go there, and not through the bar to the terminal.
+        bar = Bar(console=Console(stderr=True), redirect_stdout=is_terminal(sys.stdout))
+        task = bar.add_task(label, total=None)
+
+        def report(done: int, total: int | None) -> None:
+            if not bar.live.is_started:
+                bar.start()
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield report
+        finally:
+            bar.stop()
 
 
-def lines_of_progress(label: str, *, clock: Callable[[], float] = time.monotonic) -> Progress:
+def lines_of_progress(label: str, unit: str = "pages", *, clock: Callable[[], float] = time.monotonic) -> Progress:
     """Return what prints a line about the progress: at most one a second, none in the first."""
     last = clock()
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int | None) -> None:
         nonlocal last
         if clock() - last >= 1:
             last = clock()
-            click.echo(f"{label}: {done:,} of {total:,} pages", err=True)
+            click.echo(f"{label}: {done:,} {unit if total is None else f'of {total:,} {unit}'}", err=True)
 
     return report

@@ -5,11 +5,14 @@ Hides exit codes, closed pipes, Ctrl-C, and the form of answers and errors for p
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -24,6 +27,8 @@ STOPPED: Final = 130
 """How a shell names the end by Ctrl-C; also the answer "no" to a question."""
 CLOSED_PIPE: Final = 141
 """How a shell names the end by a reader that has gone, as in ``holdfast items search | head``."""
+_MAX_EXIT_S: Final = 10.0
+"""How long what is to be done at exit may take, before the process ends without it."""
 
 
 class Call:
@@ -107,6 +112,37 @@ def _complain(exc: HoldfastError, *, is_json: bool) -> int:
     error = {"kind": kind.__name__, "message": exc.message, "facts": exc.facts}
     click.echo(to_json({"error": error}) if is_json else f"Error: {exc.message}", err=True)
     return exc.exit_code
+
+
+def end(code: int) -> NoReturn:
+    """End the process with ``code`` after what is to be done at its exit, whatever a plugin has left running in it."""
+    watch = threading.Timer(_MAX_EXIT_S, os._exit, (code,))
+    watch.daemon = True
+    watch.start()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage] -- the only way to them past threads that do not end
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # the plugin has closed it, or whoever read it has gone
+            stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def lent_streams() -> Generator[None]:
+    """Lend the standard streams to a plugin: whatever it closes or puts in their place, messages can be written after.
+
+    What it closed leads nowhere from then on.
+    """
+    streams = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        for descriptor in (0, 1, 2):
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        # None is what Python itself has for a stream that was closed before the program began.
+        sys.stdout, sys.stderr = (None if stream is None or stream.closed else stream for stream in streams)
 
 
 def to_json(document: Mapping[str, object], *, indent: int | None = None) -> str:

@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
-from holdfast.engine.finding import begin_run, continue_run, find_unfinished, get_state
+from holdfast.engine.finding import (
+    DEFAULT_STATE,
+    FINISHED,
+    begin_run,
+    continue_run,
+    find_unfinished,
+    get_state,
+    state_id,
+)
 from holdfast.engine.holding import Hold, Timing
+from holdfast.engine.logs import FactsFormatter, logging_to
+from holdfast.engine.owning import abort, edit, find_lease, find_state, get_run_row, retry
 from holdfast.engine.runner import Runner
 
-__all__ = ["Hold", "Runner", "Timing", "begin_run", "continue_run", "find_unfinished", "get_state"]
+__all__ = [
+    "DEFAULT_STATE",
+    "FINISHED",
+    "FactsFormatter",
+    "Hold",
+    "Runner",
+    "Timing",
+    "abort",
+    "begin_run",
+    "continue_run",
+    "edit",
+    "find_lease",
+    "find_state",
+    "find_unfinished",
+    "get_run_row",
+    "get_state",
+    "logging_to",
+    "retry",
+    "state_id",
+]

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from holdfast.errors import ConflictError, InvalidError, NotFoundError
-from holdfast.items import Item, PersistentState, PluginRun
+from holdfast.items import Account, Item, PersistentState, PluginRun
 from holdfast.pod import Pod
 from holdfast.runs import Status, status_of
 from holdfast.store import Direction
+from holdfast.values import shown
 
 FINISHED = frozenset({Status.DONE, Status.ERROR, Status.ABORTED})
 DEFAULT_STATE = "default"
@@ -21,9 +22,7 @@ def get_state(client: Pod, plugin_id: str, name: str = DEFAULT_STATE) -> Persist
 
     Its id follows from the two, so that two processes that come at once make one.
     """
-    if not name or len(name) > 200:
-        raise InvalidError(f"a plugin state cannot be called {name!r}: 1 to 200 characters are allowed", state=name)
-    id_ = hashlib.blake2b(f"{plugin_id}\0{name}".encode(), digest_size=16).hexdigest()
+    id_ = state_id(plugin_id, name)
     found = client.find(id_)
     if found is None:
         try:
@@ -33,6 +32,18 @@ def get_state(client: Pod, plugin_id: str, name: str = DEFAULT_STATE) -> Persist
     if not isinstance(found, PersistentState):
         raise ConflictError(f"item {id_!r} is a {type(found).__name__} and no plugin state", id=id_)
     return found
+
+
+def state_id(plugin_id: str, name: str) -> str:
+    """Return the id of the plugin state of a plugin with this name, be it there or not.
+
+    Raises:
+        InvalidError: No plugin state can have this name.
+    """
+    if not name or len(name) > 200 or not name.isprintable():
+        message = f"a plugin state cannot be called {shown(name)}: 1 to 200 printable characters are allowed"
+        raise InvalidError(message, state=shown(name))
+    return hashlib.blake2b(f"{plugin_id}\0{name}".encode(), digest_size=16).hexdigest()
 
 
 def find_unfinished(client: Pod, state: PersistentState) -> PluginRun | None:
@@ -46,16 +57,23 @@ def find_unfinished(client: Pod, state: PersistentState) -> PluginRun | None:
     return unfinished[-1] if unfinished else None
 
 
-def begin_run(client: Pod, state: PersistentState, properties: Mapping[str, Any]) -> PluginRun:
-    """Create a run on a plugin state.
+def begin_run(
+    client: Pod, state: PersistentState, properties: Mapping[str, Any], account: Mapping[str, Any] | None = None
+) -> PluginRun:
+    """Create a run on a plugin state, and with it its account, if it is to have one.
 
     Args:
         client: What reaches the Pod.
         state: What it works on.
         properties: Of the PluginRun, as in a plugin's metadata.
+        account: The properties of its Account.
     """
     values: dict[str, Any] = {"status": str(Status.IDLE), **properties, "pluginState": [state]}
-    return client.create(PluginRun(**values))
+    run = PluginRun(**values)
+    with client.transaction():
+        if account is not None:
+            run.account.append(client.create(Account(**account)))
+        return client.create(run)
 
 
 def continue_run(client: Pod, run_id: str) -> tuple[PluginRun, PersistentState]:

@@ -22,7 +22,7 @@ from typing import Final
 from holdfast.disk import BusyError, Disk, ExistsError, Lock
 from holdfast.errors import ConflictError, FencedError, HoldfastError
 from holdfast.runs import Fence, Lease, Status, path_to_started
-from holdfast.store import Batch, ClaimLease, MoveRun, ReleaseLease, RenewLease, Store
+from holdfast.store import Batch, ClaimLease, MoveRun, ReleaseLease, RenewLease, SetProgress, Store
 
 _log: Final = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class Timing:
     renew_s: float = 15.0
     fence_after_s: float = 45.0
     """Without a renewal for so long, the plugin is stopped: well before anybody else may start it."""
+    look_s: float = 1.0
+    """How often the lease is read, so that an abort need not wait for the next renewal."""
     grace_s: float = 10.0
     """How long a plugin that was asked to stop may take to come to a safe point."""
 
@@ -88,7 +90,7 @@ class Hold:
         """
         if not self._locks.is_dir():
             self._disk.put_folder(self._locks)
-        place = self._place()
+        place = place_of(self._locks, self._disk)
         try:
             self._lock = self._disk.lock(self._locks / f"{self._state}.lock")
         except BusyError as exc:
@@ -100,7 +102,9 @@ class Hold:
             claim = ClaimLease(
                 self._state, self._run, f"{place}-{secrets.token_hex(12)}", round(self._timing.lease_s * 1000), dead
             )
-            moves = (MoveRun(self._run, to) for to in path_to_started(self._run, status))
+            # The last move is written in any case: a run that its owner has aborted since it was read is not begun.
+            path = path_to_started(self._run, status) or (Status.STARTED,)
+            moves = (MoveRun(self._run, to) for to in path)
             lease = store.apply(Batch((claim, *moves)))[0]
         except BaseException:
             self._lock.release()
@@ -111,27 +115,21 @@ class Hold:
         self._thread.start()
         _log.info("lease.claimed", extra={"run": self._run, "state": self._state, "epoch": lease.epoch})
 
-    def finish(self, store: Store, status: Status, error: str | None) -> None:
-        """Move the run to its end and give the plugin state back, as one event.
+    def finish(self, store: Store, status: Status, error: str | None = None, *, progress: float | None = None) -> None:
+        """Move the run to its end, with how far it came if that is known, and give the plugin state back, as one event.
 
         Raises:
             FencedError: Another run has taken over; nothing was written.
         """
         self._stop_renewing()
-        store.apply(Batch((MoveRun(self._run, status, error), ReleaseLease(self.fence)), self.fence))
+        known = () if progress is None else (SetProgress(self._run, progress),)
+        store.apply(Batch((*known, MoveRun(self._run, status, error), ReleaseLease(self.fence)), self.fence))
 
     def close(self) -> None:
         """Renew no more, and free the file lock; the lease, if it was not released, lapses."""
         self._stop_renewing()
         if self._lock is not None:
             self._lock.release()
-
-    def _place(self) -> str:
-        """Return an id of this folder: holders that begin with it hold their file locks here."""
-        path = self._locks / "place"
-        with suppress(ExistsError):
-            self._disk.create(path, secrets.token_hex(8).encode())
-        return self._disk.read(path).decode()
 
     def _held(self, store: Store) -> ConflictError:
         lease = store.find_lease(self._state)
@@ -151,25 +149,37 @@ class Hold:
         store: Store | None = None
         is_cancelled = False
         try:
-            while not self._stop.wait(self._timing.renew_s):
-                began = time.monotonic()
+            while not self._stop.wait(min(self._timing.look_s, self._timing.renew_s)):
+                now = time.monotonic()
+                is_due = now - renewed_at >= self._timing.renew_s
                 try:
                     if store is None:
                         store = self._open_store()
-                    (lease,) = store.apply(renewal)
+                    lease = store.apply(renewal)[0] if is_due else store.find_lease(self._state)
+                    if isinstance(lease, Lease):
+                        lease.check(self.fence)
                 except FencedError:
                     self._on_lost("fenced")
                     return
                 except HoldfastError as exc:
                     _log.warning("lease.not_renewed", extra={"run": self._run, "reason": str(exc)})
-                    if time.monotonic() - renewed_at > self._timing.fence_after_s:
+                    if now - renewed_at > self._timing.fence_after_s:
                         self._on_lost("unreachable")
                         return
                 else:
-                    renewed_at = began
+                    if is_due:
+                        renewed_at = now
                     if isinstance(lease, Lease) and lease.is_cancelled and not is_cancelled:
                         is_cancelled = True
                         self._on_lost("cancelled")
         finally:
             if store is not None:
                 store.close()
+
+
+def place_of(locks: Path, disk: Disk) -> str:
+    """Return an id of a folder of locks, made on first use: holders that begin with it hold their file locks there."""
+    path = locks / "place"
+    with suppress(ExistsError):
+        disk.create(path, secrets.token_hex(8).encode())
+    return disk.read(path).decode()

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 
 from holdfast.disk import Disk
 from holdfast.engine.holding import Hold, Timing
-from holdfast.errors import FencedError, HoldfastError, InvalidError, PluginError
+from holdfast.errors import ConflictError, FencedError, HoldfastError, InvalidError, PluginError
 from holdfast.items import PersistentState, PluginRun
 from holdfast.plugins import Cancelled, GiveUp, PluginBase, Released, RetryLater, StatefulPlugin
 from holdfast.plugins.base import arguments_from
@@ -74,6 +74,8 @@ class Runner:
         self._progress: tuple[int, int | None] | None = None
         self._client: Pod | None = None
         self._run = ""
+        self._pid = os.getpid()
+        self._thread_id = 0
         self._is_over = threading.Event()
 
     def drive(
@@ -90,7 +92,7 @@ class Runner:
         if run.id is None or state.id is None:
             raise InvalidError("a run and its plugin state must be in the Pod before it can be carried out")
         arguments = arguments_from(cls, config)
-        self._run = run.id
+        self._run, self._pid, self._thread_id = run.id, os.getpid(), threading.get_ident()
         hold = Hold(
             self._open_store,
             state=state.id,
@@ -101,20 +103,16 @@ class Runner:
             disk=self._disk,
         )
         store = self._open_store()
-        pid = os.getpid()
         try:
             hold.claim(store, status_of(run.status))
-            with Pod(store, fence=hold.fence) as client, self._listening():
-                outcome = self._carry_on(cls, run, state, arguments, client)
-                if os.getpid() != pid:
-                    os._exit(0)  # a child that the plugin forked and that came back up to here: it is not the run
-                self._is_over.set()
+            _log.info("run.started", extra={"run": self._run, "state": state.id})
+            with self._listening():
+                outcome = self._carry_on(cls, run, state, arguments, _LentPod(store, fence=hold.fence))
                 return self._finish(hold, store, outcome)
         finally:
-            if os.getpid() == pid:
-                self._is_over.set()
-                hold.close()
-                store.close()
+            self._is_over.set()
+            hold.close()
+            store.close()
 
     # -- what a plugin may ask ----------------------------------------------------------------------------------------
 
@@ -128,10 +126,14 @@ class Runner:
         if self._on_progress is not None:
             self._on_progress(done, total)
         self._progress = (done, total)
-        now = time.monotonic()
-        if total and self._client is not None and now - self._reported_at >= _REPORT_EVERY_S:
+        now, fraction = time.monotonic(), self._fraction()
+        if fraction is not None and self._client is not None and now - self._reported_at >= _REPORT_EVERY_S:
             self._reported_at = now
-            self._client.add(SetProgress(self._run, min(1.0, done / total)))
+            self._client.add(SetProgress(self._run, fraction))
+
+    def _fraction(self) -> float | None:
+        done, total = self._progress or (0, None)
+        return min(1.0, done / total) if total else None
 
     # -- driving ------------------------------------------------------------------------------------------------------
 
@@ -141,53 +143,78 @@ class Runner:
         """Run the plugin's code. Whatever it raises ends here: it is not ours, and may be anything."""
         self._client = client
         try:
-            if issubclass(cls, StatefulPlugin):
-                arguments["pluginState"] = state
-            plugin = cls(pluginRun=run, client=client, **arguments)
-            if isinstance(plugin, StatefulPlugin):
-                plugin.driven_by(self)
-            plugin.add_to_schema()
-            if isinstance(plugin, StatefulPlugin):
-                plugin.setup()
-            self.safe_point()
-            found = plugin.run()
-            if inspect.iscoroutine(found):
-                asyncio.run(found)
+            try:
+                self._call(cls, run, state, arguments, client)
+            finally:
+                self._leave()
         except (Cancelled, Released, FencedError) as exc:
             return self._stopped(self._stop_with or exc)
         except RetryLater as exc:
-            return Outcome(status=Status.READY, error=exc.reason or None, exit_code=75, retry_after_s=exc.after_s)
-        except (SystemExit, KeyboardInterrupt, Exception) as exc:  # noqa: BLE001 -- the runner's boundary
+            return Outcome(status=Status.READY, error=_clean(exc.reason), exit_code=75, retry_after_s=exc.after_s)
+        except BaseException as exc:  # noqa: BLE001 -- the runner's boundary
             return self._failed(exc)
         return Outcome(status=Status.DONE, exit_code=0)
+
+    def _call(
+        self, cls: type[PluginBase], run: PluginRun, state: PersistentState, arguments: dict[str, Any], client: Pod
+    ) -> None:
+        if issubclass(cls, StatefulPlugin):
+            arguments["pluginState"] = state
+        plugin = cls(pluginRun=run, client=client, **arguments)
+        if isinstance(plugin, StatefulPlugin):
+            plugin.driven_by(self)
+        plugin.add_to_schema()
+        if isinstance(plugin, StatefulPlugin):
+            plugin.setup()
+        self.safe_point()
+        found = plugin.run()
+        if inspect.iscoroutine(found):
+            asyncio.run(found)
+
+    def _leave(self) -> None:
+        """Note that the plugin's code is behind us: from here on nothing may interrupt this thread."""
+        if os.getpid() != self._pid:
+            os._exit(0)  # a child that the plugin forked and that came back up to here: it is not the run
+        self._is_over.set()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)  # not one that is on its way
 
     def _stopped(self, why: BaseException) -> Outcome:
         if isinstance(why, Released):
             return Outcome(status=Status.READY, exit_code=128 + (self._signal or signal.SIGTERM))
         if isinstance(why, Cancelled):
-            return Outcome(status=Status.ABORTED, error=str(why) or None, exit_code=0)
-        return Outcome(status=None, error=str(why), exit_code=FencedError.exit_code)
+            return Outcome(status=Status.ABORTED, error=_clean(_text(why)), exit_code=FencedError.exit_code)
+        return Outcome(status=None, error=_text(why), exit_code=FencedError.exit_code)
 
     def _failed(self, exc: BaseException) -> Outcome:
         if self._stop_with is not None:
             return self._stopped(self._stop_with)  # what a plugin raises on its way out is not why it ended
         if isinstance(exc, SystemExit) and exc.code in (None, 0):
             return Outcome(status=Status.DONE, exit_code=0)
-        reason = str(exc) if isinstance(exc, GiveUp) else f"{type(exc).__name__}: {exc}"
+        reason = _text(exc) if isinstance(exc, GiveUp) else f"{type(exc).__name__}: {_text(exc)}"
         _log.error("run.failed", extra={"run": self._run}, exc_info=exc)
         code = exc.exit_code if isinstance(exc, HoldfastError) else PluginError.exit_code
-        clean = reason[:_MAX_ERROR].replace("\0", "").encode(errors="replace").decode()
-        return Outcome(status=Status.ERROR, error=clean, exit_code=code)
+        return Outcome(status=Status.ERROR, error=_clean(reason), exit_code=code)
 
     def _finish(self, hold: Hold, store: Store, outcome: Outcome) -> Outcome:
         if outcome.status is None:
+            _log.warning("run.left", extra={"run": self._run, "reason": outcome.error})
             return outcome
         try:
-            hold.finish(store, outcome.status, outcome.error)
+            hold.finish(store, outcome.status, outcome.error, progress=self._fraction())
         except FencedError as exc:
-            return Outcome(status=None, error=str(exc), exit_code=exc.exit_code)
+            return self._finish(hold, store, Outcome(status=None, error=str(exc), exit_code=exc.exit_code))
+        except ConflictError:
+            outcome = self._settled(hold, store)
         _log.info("run.ended", extra={"run": self._run, "status": str(outcome.status)})
         return outcome
+
+    def _settled(self, hold: Hold, store: Store) -> Outcome:
+        """Leave the run where its plugin has put it itself, as `StatefulPlugin.failed` does, and let go of it."""
+        row = store.find_items([self._run])[self._run]
+        status, error = status_of(row.properties.get("status")), row.properties.get("error")
+        hold.finish(store, status)
+        code = {Status.ERROR: PluginError.exit_code, Status.ABORTED: FencedError.exit_code}.get(status, 0)
+        return Outcome(status=status, error=error if isinstance(error, str) else None, exit_code=code)
 
     # -- being stopped ------------------------------------------------------------------------------------------------
 
@@ -206,15 +233,22 @@ class Runner:
         """Interrupt a plugin that comes to no safe point; end the process if even that does not help."""
         if self._is_over.wait(self._timing.grace_s):
             return
-        main = ctypes.c_ulong(threading.main_thread().ident or 0)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(Cancelled))  # `_stop_with` says why
+        _log.warning("run.interrupted", extra={"run": self._run})
+        if self._is_listening():  # a signal ends a blocking call as well
+            signal.pthread_kill(self._thread_id, signal.SIGTERM)
+        else:
+            cancelled = ctypes.py_object(Cancelled)  # `_stop_with` says why
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), cancelled)
         if self._is_over.wait(self._timing.grace_s):
             return
         _log.error("run.killed", extra={"run": self._run})
         logging.shutdown()
-        # Nothing more is written: an aborted run was ended by its owner, a fenced one is somebody else's, and the
+        # Nothing more is written: an aborted run is ended by its owner, a fenced one is somebody else's, and the
         # lease of a released one lapses.
-        os._exit(FencedError.exit_code)
+        os._exit(FencedError.exit_code if self._signal is None else 128 + self._signal)
+
+    def _is_listening(self) -> bool:
+        return self._thread_id == threading.main_thread().ident and signal.getsignal(signal.SIGTERM) == self._on_signal
 
     @contextmanager
     def _listening(self) -> Generator[None]:
@@ -231,9 +265,36 @@ class Runner:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self._signal = number
+        if os.getpid() != self._pid:  # a child that the plugin forked: it is nobody's run, and has Python's handlers
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+            signal.raise_signal(number)
+            return
+        if self._is_over.is_set():
+            return
         if self._stop_with is None:
+            self._signal = number
             self._stop_with = Released(signal.Signals(number).name)
             threading.Thread(target=self._insist, name="insisting", daemon=True).start()
-        else:
-            raise self._stop_with  # the second signal: at once, wherever the plugin is
+        else:  # the second signal: at once, wherever the plugin is, and as what no `except Exception` shrugs off
+            why = self._stop_with
+            raise Cancelled(str(why)) if isinstance(why, Exception) else why
+
+
+class _LentPod(Pod):
+    """The client of a plugin: the store below it is the runner's, which needs it after the plugin."""
+
+    def close(self) -> None:
+        """Do nothing: the runner closes it."""
+
+
+def _text(exc: BaseException) -> str:
+    """Return what an exception of a plugin says, if it can say anything."""
+    try:
+        return str(exc)
+    except Exception as broken:  # noqa: BLE001 -- it is the plugin's code that answers
+        return f"(its text cannot be had: {type(broken).__name__})"
+
+
+def _clean(text: str) -> str | None:
+    """Return ``text`` as what a property can hold; None if it is empty."""
+    return text[:_MAX_ERROR].replace("\0", "").encode(errors="replace").decode() or None

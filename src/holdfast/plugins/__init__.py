@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from holdfast.plugins.base import PluginBase, PluginConfig, register_base_schemas
+from holdfast.plugins.base import PluginBase, PluginConfig, arguments_from, register_base_schemas
 from holdfast.plugins.signals import Cancelled, GiveUp, Released, RetryLater
+from holdfast.plugins.source import Source, read_metadata, source_of
 from holdfast.plugins.stateful import Runner, StatefulPlugin
 from holdfast.plugins.variables import PodVariables
 
@@ -16,6 +17,10 @@ __all__ = [
     "Released",
     "RetryLater",
     "Runner",
+    "Source",
     "StatefulPlugin",
+    "arguments_from",
+    "read_metadata",
     "register_base_schemas",
+    "source_of",
 ]

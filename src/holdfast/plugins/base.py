@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter
 
 from holdfast.errors import InvalidError
 from holdfast.items import BUILT_IN, Item, PluginRun
@@ -125,16 +125,23 @@ _OURS = ("self", "pluginRun", "client", "runId", "pluginState")
 
 def _parameters(cls: type[PluginBase]) -> dict[str, inspect.Parameter]:
     """Return what the constructor of ``cls`` takes by name, but for what the runner gives."""
-    found = inspect.signature(cls.__init__, eval_str=True).parameters
+    try:
+        found = inspect.signature(cls.__init__, eval_str=True).parameters
+    except Exception:  # noqa: BLE001 -- an annotation is the plugin's code, and may name what only a checker imports
+        found = inspect.signature(cls.__init__).parameters
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: each for name, each in found.items() if name not in _OURS and each.kind in named}
 
 
 def _fitted(cls: type[PluginBase], name: str, parameter: inspect.Parameter, value: Any) -> Any:
-    if parameter.annotation is inspect.Parameter.empty:
+    if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
         return value
     try:
-        return TypeAdapter(parameter.annotation).validate_python(value)
+        adapter = TypeAdapter(parameter.annotation)
+    except (PydanticUserError, NameError):  # a type that pydantic cannot know: the plugin looks itself
+        return value
+    try:
+        return adapter.validate_python(value)
     except pydantic.ValidationError as exc:
         raise _wrong_setting(cls.__name__, exc, name) from exc
 

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
@@ -29,6 +30,7 @@ class Source:
         module: Its module, as it is imported.
         name: Its class.
         folder: Where the module is looked for besides installed packages.
+        file: The very file that the module must be, if one was named.
         properties: Of its PluginRun.
         account: The properties of its Account, if it has one.
     """
@@ -36,6 +38,7 @@ class Source:
     module: str
     name: str
     folder: Path | None = None
+    file: Path | None = None
     properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
     account: Mapping[str, Any] | None = None
 
@@ -52,7 +55,7 @@ class Source:
             InvalidError: The class is no plugin.
             PluginError: The module raises when it is imported.
         """
-        found = getattr(_import(self.module, self.folder), self.name, None)
+        found = getattr(_import(self.module, self.folder, self.file), self.name, None)
         if found is None:
             raise NotFoundError(f"module {self.module!r} has no class {self.name!r}", module=self.module)
         if not (isinstance(found, type) and issubclass(found, PluginBase)):
@@ -74,15 +77,20 @@ def source_of(text: str) -> Source:
     if not colon or not name.isidentifier() or not place:
         message = f"a plugin cannot be called {shown(text)}: MODULE:CLASS, FILE.py:CLASS or metadata.json is expected"
         raise InvalidError(message, plugin=shown(text))
-    if place.endswith(".py"):
-        path = Path(place).absolute()
-        if not path.is_file():
-            raise NotFoundError(f"there is no file {place!r}", path=place)
-        place, folder = path.stem, path.parent
-    else:
-        folder = Path.cwd()
-    properties = {"pluginModule": place, "pluginName": name}
-    return Source(module=place, name=name, folder=folder, properties=properties)
+    if not place.endswith(".py"):
+        return Source(module=place, name=name, folder=Path.cwd(), properties=_properties(place, name))
+    path = Path(place).absolute()
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {place!r}", path=place)
+    if not path.stem.isidentifier():
+        message = f"a plugin cannot be in a file {path.name!r}: its name must be that of a module, as in my_plugin.py"
+        raise InvalidError(message, path=place)
+    properties = _properties(path.stem, name)
+    return Source(module=path.stem, name=name, folder=path.parent, file=path, properties=properties)
+
+
+def _properties(module: str, name: str) -> dict[str, str]:
+    return {"pluginModule": module, "pluginName": name}
 
 
 def read_metadata(path: Path) -> Source:
@@ -138,20 +146,35 @@ def _known(cls: type[PluginRun | Account], given: Mapping[str, Any], path: Path)
     return known
 
 
-def _import(name: str, folder: Path | None) -> ModuleType:
+def _import(name: str, folder: Path | None, file: Path | None) -> ModuleType:
     """Import an installed module, else one in ``folder``; a file there never hides an installed package."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise NotFoundError(f"there is no module {shown(name)}: that is no name of one", module=shown(name))
     try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError) as exc:
-        raise NotFoundError(f"there is no module {name!r}: {exc}", module=name) from exc
-    if spec is None and folder is not None and str(folder) not in sys.path:
-        sys.path.append(str(folder))
-        importlib.invalidate_caches()
-        spec = importlib.util.find_spec(name)
-    if spec is None:
-        where = "" if folder is None else f", nor in {str(folder)!r}"
-        raise NotFoundError(f"there is no module {name!r} among the installed packages{where}", module=name)
-    try:
-        return importlib.import_module(name)
-    except Exception as exc:
+        spec = _find(name)
+        if spec is None and folder is not None and str(folder) not in sys.path:
+            sys.path.append(str(folder))
+            importlib.invalidate_caches()
+            spec = _find(name)
+        is_other = file is not None and spec is not None and Path(spec.origin or "").resolve() != file.resolve()
+        if spec is not None and not is_other:
+            return importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:  # the plugin's code, or that of a package around it: it may even end the process
         raise PluginError(f"module {name!r} cannot be imported: {type(exc).__name__}: {exc}", module=name) from exc
+    if is_other:
+        message = f"file {str(file)!r} cannot be a plugin: {name!r} is a module elsewhere already; rename the file"
+        raise InvalidError(message, path=str(file), module=name)
+    where = "" if folder is None else f", nor in {str(folder)!r}"
+    raise NotFoundError(f"there is no module {name!r} among the installed packages{where}", module=name)
+
+
+def _find(name: str) -> ModuleSpec | None:
+    """Return where a module is; importing the packages around it runs code that may raise anything."""
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
+            return None  # a package around it is what is missing, and not something that this package needs
+        raise

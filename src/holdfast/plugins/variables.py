@@ -38,6 +38,14 @@ class PodVariables:
         merged = {**view, **self._pending[namespace]}
         return {name: value for name, value in merged.items() if value is not None}
 
+    def find(self, namespace: str, name: str) -> Value | None:
+        """Return one variable; None if it is absent."""
+        return self.read(namespace).get(name)
+
+    def put(self, namespace: str, name: str, value: Value) -> None:
+        """Give one variable a value, as `write` does."""
+        self.write(namespace, {name: value})
+
     def write(self, namespace: str, changes: Mapping[str, Value | None]) -> None:
         """Change some variables: with the open block, else at once and together."""
         if self._client.block is None:

@@ -1,0 +1,106 @@
+"""The variables of plugin states, for ``holdfast state``: what is there, as if each plugin were a namespace."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from holdfast.context import PodClient, Settings, open_store
+from holdfast.engine import edit, get_state, state_id
+from holdfast.errors import InvalidError
+from holdfast.items import PersistentState
+from holdfast.plugins import source_of
+from holdfast.pod import Pod
+from holdfast.state import StateNamespace
+from holdfast.values import Value
+
+
+class PluginStates:
+    """The plugin states of one name, as `holdfast.state.State` has namespaces in a folder; each under its plugin.
+
+    Results of `StatefulPlugin.once` are those of "PLUGIN/once". A plugin that has not run yet can be given variables.
+
+    Args:
+        settings: Where the Pod lies.
+        name: Of the plugin states.
+        is_forced: Take each that is written to from the run that holds it; else such a write is a ConflictError.
+    """
+
+    def __init__(self, settings: Settings, name: str, *, is_forced: bool) -> None:
+        self._settings = settings
+        self._name = name
+        self._is_forced = is_forced
+        self._block: dict[str, dict[str, Value | None]] | None = None
+
+    def get(self, plugin: str) -> StateNamespace:
+        """Return the variables of a plugin."""
+        return StateNamespace(self, plugin)
+
+    def __iter__(self) -> Iterator[str]:
+        with open_store(self._settings) as store, Pod(store) as client:
+            wanted: Mapping[str, Any] = {"type": "PersistentState", "name": self._name}
+            states = [each for each in client.search(wanted) if isinstance(each, PersistentState) and each.pluginId]
+            for state in states:
+                for namespace in ("", "once"):
+                    if client.variables(state.id or "", namespace):
+                        yield "/".join(filter(None, (state.pluginId, namespace)))
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Write what the block changes at its end, in all plugin states or in none."""
+        self._block = {}
+        try:
+            yield
+            changes = self._block
+        finally:
+            self._block = None
+        self._write(changes)
+
+    def watch(self, *_: object) -> NoReturn:
+        """Refuse: only what runs changes the variables of a plugin."""
+        raise InvalidError(
+            'only a folder can be watched: --dir is expected; "holdfast runs show" says how far a run is'
+        )
+
+    def read(self, namespace: str) -> Mapping[str, Value]:
+        """Return the variables of a plugin."""
+        plugin, part = _split(namespace)
+        with open_store(self._settings) as store:
+            return store.list_variables(state_id(plugin, self._name), part)
+
+    def find(self, namespace: str, name: str) -> Value | None:
+        """Return one variable; None if it is absent."""
+        return self.read(namespace).get(name)
+
+    def put(self, namespace: str, name: str, value: Value) -> None:
+        """Give one variable a value, as `write` does."""
+        self.write(namespace, {name: value})
+
+    def write(self, namespace: str, changes: Mapping[str, Value | None]) -> None:
+        """Change variables of a plugin: with the open block, else at once and together."""
+        if self._block is None:
+            self._write({namespace: changes})
+        else:
+            self._block.setdefault(namespace, {}).update(changes)
+
+    def _write(self, changes: Mapping[str, Mapping[str, Value | None]]) -> None:
+        by_state: dict[str, dict[str, Mapping[str, Value | None]]] = {}
+        with PodClient(settings=self._settings) as client:
+            for namespace, values in changes.items():
+                plugin, part = _split(namespace)
+                by_state.setdefault(get_state(client, plugin, self._name).id or "", {})[part] = values
+        with open_store(self._settings) as store:
+            edit(store, by_state, is_forced=self._is_forced)
+
+    def load(self, namespace: str) -> None:
+        """Do nothing: each read sees what is stored."""
+
+    def store(self, namespace: str) -> None:
+        """Do nothing: what is written is durable."""
+
+
+def _split(namespace: str) -> tuple[str, str]:
+    """Return the id of a plugin, and the namespace in its state."""
+    plugin = namespace.removesuffix("/once")
+    return source_of(plugin).plugin_id, "" if plugin == namespace else "once"

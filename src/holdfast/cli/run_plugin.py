@@ -1,0 +1,89 @@
+"""``run_plugin``: carry a run on as whatever launched this process says, by arguments or in the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import click
+
+from holdfast.cli.invocation import end, run, with_common_options
+from holdfast.cli.run import carry, read_config
+from holdfast.errors import InvalidError, UnavailableError
+
+if TYPE_CHECKING:
+    from holdfast.keys import Identity
+
+
+@click.command()
+@click.option("--metadata", metavar="FILE", help="The plugin, and what its runs are to have: a JSON object.")
+@click.option("--config_file", metavar="FILE", help="Its configuration; that of the run is then ignored.")
+@click.option("--plugin_run_id", metavar="ID", help="Carry on this run.  [POD_PLUGINRUN_ID, POD_TARGET_ITEM]")
+@click.option("--owner_key", metavar="HEX", help="Whose Pod, if not this home's.  [POD_OWNER]")
+@click.option("--database_key", metavar="HEX", help="What opens it.  [POD_AUTH_JSON]")
+@click.option("--pod_full_address", metavar="URL", help="Where the Pod is, if not here.  [POD_FULL_ADDRESS]")
+@click.option("--read_args_from_env", is_flag=True, help="Fail unless the environment names a run.")
+@with_common_options
+@click.pass_context
+def command(ctx: click.Context, metadata: str | None, config_file: str | None, **given: Any) -> None:
+    """Run a plugin: a run that is named, or the one of its metadata.
+
+    What is not passed is taken from the environment, from the variables in brackets. Everything else is as "holdfast
+    run" says.
+    """
+    environ = os.environ
+    if address := given["pod_full_address"] or environ.get("POD_FULL_ADDRESS"):
+        message = f"the Pod at {address!r} cannot be reached: only the one in this home can; leave the address out"
+        raise UnavailableError(message, address=address)
+    run_id = given["plugin_run_id"]
+    if run_id is None and (metadata is None or given["read_args_from_env"]):
+        run_id = environ.get("POD_PLUGINRUN_ID") or _run_in(environ)
+        if run_id is None:
+            raise click.UsageError("no run is named: --metadata, --plugin_run_id or POD_PLUGINRUN_ID is expected")
+    carry(
+        ctx,
+        metadata if run_id is None else None,
+        folder=None if metadata is None else Path(metadata).absolute().parent,
+        identity=_identity(given["owner_key"], given["database_key"], environ),
+        config=None if config_file is None else read_config(config_file),
+        run_id=run_id,
+    )
+
+
+def _run_in(environ: Mapping[str, str]) -> str | None:
+    text = environ.get("POD_TARGET_ITEM", "")
+    found: object = _json("POD_TARGET_ITEM", text).get("id") if text.startswith("{") else text
+    return found if isinstance(found, str) and found else None
+
+
+def _identity(owner_key: str | None, database_key: str | None, environ: Mapping[str, str]) -> Identity | None:
+    from holdfast.keys import Identity  # start-up: help needs no cryptography
+
+    owner_key = owner_key or environ.get("POD_OWNER")
+    if database_key is None and "POD_AUTH_JSON" in environ:
+        database_key = _json("POD_AUTH_JSON", environ["POD_AUTH_JSON"]).get("databaseKey")
+    if owner_key is None and database_key is None:
+        return None
+    if owner_key is None or not isinstance(database_key, str):
+        raise InvalidError(
+            "an owner's key and a database key must come together: one names the Pod, the other opens it"
+        )
+    return Identity(owner_key, database_key)
+
+
+def _json(name: str, text: str) -> dict[str, Any]:
+    try:
+        found: object = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidError(f"{name} must hold a JSON object")  # and not its text: it may hold a key
+    return cast("dict[str, Any]", found)
+
+
+def main() -> NoReturn:
+    """Run ``run_plugin`` with the arguments of this process, and end it."""
+    end(run(command, "run_plugin"))

@@ -1,0 +1,150 @@
+"""``holdfast runs``: see what runs, stop it, start it again."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from holdfast.cli.drawing import draw, escaped
+from holdfast.cli.invocation import Call, with_common_options
+from holdfast.errors import NotFoundError
+
+# As in `items`: help needs neither the database nor pydantic.
+if TYPE_CHECKING:
+    from holdfast.store import ItemRow, Store
+
+_COLUMNS = ["id", "plugin", "state", "status", "progress", "written", "error"]
+
+
+@click.group()
+@with_common_options
+def command() -> None:
+    """See what runs, stop it, start it again."""
+
+
+@command.command("list")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+@click.option("--unfinished", "is_unfinished", is_flag=True, help="Only those that have not ended.")
+@with_common_options
+@click.pass_obj
+def list_(call: Call, limit: int, *, is_unfinished: bool) -> None:
+    """List runs, the one that was written last first."""
+    from holdfast.context import open_store
+    from holdfast.engine import FINISHED
+    from holdfast.store import Query
+
+    with open_store(call.settings()) as store:
+        wanted = Query(type="PluginRun", is_descending=True, limit=None if is_unfinished else limit)
+        found = [_document(store, each.item) for each in store.search(wanted)]
+    if is_unfinished:
+        found = [each for each in found if each["status"] not in FINISHED][:limit]
+    if call.is_json:
+        call.answer({"runs": found}, "")
+    else:
+        draw(_COLUMNS, [[["" if each[name] is None else str(each[name]) for name in _COLUMNS] for each in found]])
+
+
+@command.command()
+@click.argument("run")
+@with_common_options
+@click.pass_obj
+def show(call: Call, run: str) -> None:
+    """Show one run: where it is, who has its plugin state, where its log is."""
+    from holdfast.context import open_store
+    from holdfast.engine import find_lease, get_run_row
+
+    settings = call.settings()
+    with open_store(settings) as store:
+        found = _document(store, get_run_row(store, run))
+        lease = find_lease(store, run)
+        left_s = None if lease is None else max(0, lease.expires_ms - store.now_ms()) // 1000
+    found |= {"works_for_s": left_s, "log": str(settings.run_log_path(run))}
+    if call.is_json:
+        call.answer(found, "")
+    else:
+        draw(["what", "value"], [[[name, "" if value is None else str(value)] for name, value in found.items()]])
+
+
+@command.command()
+@click.argument("run")
+@click.option("--lines", type=click.IntRange(1), help="Only the last so many.")
+@with_common_options
+@click.pass_obj
+def logs(call: Call, run: str, lines: int | None) -> None:
+    """Print what a run has logged, in all its attempts."""
+    from holdfast.context import open_store
+    from holdfast.engine import get_run_row
+
+    settings = call.settings()
+    with open_store(settings) as store:
+        get_run_row(store, run)  # the name of a file is made of what the Pod knows only
+    path = settings.run_log_path(run)
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            said = (line.rstrip("\n") for line in (file if lines is None else deque(file, lines)))
+            if call.is_json:
+                call.answer({"log": str(path), "lines": list(said)}, "")
+                return
+            for line in said:
+                click.echo(escaped(line))
+    except FileNotFoundError as exc:
+        raise NotFoundError(f"run {run!r} has logged nothing: there is no {str(path)!r}", path=str(path)) from exc
+
+
+@command.command()
+@click.argument("run")
+@click.option("--now", "is_now", is_flag=True, help="Do not ask it first: take the plugin state from it.")
+@click.option("--wait", "wait_s", type=click.FloatRange(0), default=30.0, help="How many seconds it has to stop.")
+@with_common_options
+@click.pass_obj
+def abort(call: Call, run: str, *, wait_s: float, is_now: bool) -> None:
+    """Abort a run: ask it to stop; if it does not in time, stop it from writing anything more."""
+    from holdfast.context import open_store
+    from holdfast.engine import abort as abort_run
+
+    settings = call.settings()
+    with open_store(settings) as store:
+        is_forced = abort_run(store, run, locks=settings.locks_path, wait_s=0 if is_now else wait_s)
+        found = _document(store, _get(store, run))
+    how = ": it was not asked, or did not answer, and can write no more" if is_forced else ""
+    call.answer(found | {"is_forced": is_forced}, f"Run {run} is {found['status']}{how}.")
+
+
+@command.command()
+@click.argument("run")
+@with_common_options
+@click.pass_obj
+def retry(call: Call, run: str) -> None:
+    """Make a run that ended as error or aborted ready, to be carried on from what it had saved."""
+    from holdfast.context import open_store
+    from holdfast.engine import retry as retry_run
+
+    with open_store(call.settings()) as store:
+        retry_run(store, run)
+        found = _document(store, _get(store, run))
+    call.answer(found, f'Run {run} is ready; "run_plugin --plugin_run_id {run}" carries it on.')
+
+
+def _get(store: Store, run: str) -> ItemRow:
+    from holdfast.engine import get_run_row
+
+    return get_run_row(store, run)
+
+
+def _document(store: Store, row: ItemRow) -> dict[str, Any]:
+    from holdfast.engine import find_state
+    from holdfast.runs import status_of
+    from holdfast.values import from_ms
+
+    has, state = row.properties.get, find_state(store, row.id)
+    return {
+        "id": row.id,
+        "plugin": f"{has('pluginModule')}:{has('pluginName')}",
+        "state": None if state is None else state.properties.get("name"),
+        "status": str(status_of(has("status"))),
+        "progress": has("progress"),
+        "written": from_ms(row.server_modified_ms).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "error": has("error"),
+    }

@@ -1,0 +1,139 @@
+"""What the owner of a run does to it from outside: abort it, make it ready again, change its variables.
+
+A run that works is asked first; what cannot wait takes the plugin state away from it, in the same batch as the change.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from holdfast.disk import BusyError, Disk
+from holdfast.engine.finding import FINISHED
+from holdfast.engine.holding import place_of
+from holdfast.errors import ConflictError, NotFoundError
+from holdfast.runs import Lease, Status, status_of
+from holdfast.store import (
+    Batch,
+    CancelLease,
+    DeleteVariable,
+    Direction,
+    EndLease,
+    ItemRow,
+    MoveRun,
+    Operation,
+    SetVariable,
+    Store,
+)
+from holdfast.values import Value, shown
+
+_LOOK_EVERY_S: Final = 0.1
+
+
+def get_run_row(store: Store, run: str) -> ItemRow:
+    """Return a run as it is stored.
+
+    Raises:
+        NotFoundError: There is none, or it is something else.
+    """
+    row = store.find_items([run]).get(run)
+    if row is None or row.is_deleted or row.type != "PluginRun":
+        what = "" if row is None or row.is_deleted else f": that item is a {row.type}"
+        raise NotFoundError(f"there is no run {shown(run)}{what}", id=shown(run))
+    return row
+
+
+def find_state(store: Store, run: str) -> ItemRow | None:
+    """Return the plugin state that a run works on; None if it has not been given one yet."""
+    edges = store.list_edges([run], Direction.OUTGOING).get(run, [])
+    return next((edge.item for edge in edges if edge.name == "pluginState"), None)
+
+
+def find_lease(store: Store, run: str) -> Lease | None:
+    """Return the lease that a run holds now; None if it holds none."""
+    state = find_state(store, run)
+    lease = None if state is None else store.find_lease(state.id)
+    return lease if lease is not None and lease.run == run and lease.is_held(store.now_ms()) else None
+
+
+def abort(store: Store, run: str, *, locks: Path, wait_s: float, wait: Callable[[float], object] = time.sleep) -> bool:
+    """Abort a run, and say whether it had to be done without it.
+
+    If it works, it is asked to stop, and has ``wait_s`` seconds to come to a safe point; then its plugin state is
+    taken from it, so that it can write no more. A run whose process is proven dead, by its free lock, is not waited
+    for. One that is aborted already stays as it is.
+
+    Raises:
+        NotFoundError: There is no such run.
+        ConflictError: It has ended.
+    """
+    status = _status(store, run)
+    if status in FINISHED and status is not Status.ABORTED:
+        raise ConflictError(f"run {run!r} is {status} and cannot be aborted", run=run, status=str(status))
+    lease = find_lease(store, run)
+    if lease is not None and wait_s > 0 and not _is_dead(lease, locks):
+        store.apply(Batch((CancelLease(lease.state),)))
+        until = time.monotonic() + wait_s
+        while (lease := find_lease(store, run)) is not None and time.monotonic() < until:
+            wait(_LOOK_EVERY_S)
+    if _status(store, run) in FINISHED:  # it came to its end meanwhile, aborted or done
+        return False
+    take = () if lease is None else (EndLease(lease.state),)
+    store.apply(Batch((*take, MoveRun(run, Status.ABORTED))))
+    return lease is not None
+
+
+def retry(store: Store, run: str) -> None:
+    """Make a run that ended as error or aborted ready again; it carries on from what it had saved.
+
+    Raises:
+        NotFoundError: There is no such run.
+        ConflictError: It did not end so.
+    """
+    status = _status(store, run)
+    if status not in (Status.ERROR, Status.ABORTED):
+        message = f"run {run!r} is {status}: only one that is error or aborted can be retried"
+        raise ConflictError(message, run=run, status=str(status))
+    store.apply(Batch((MoveRun(run, Status.READY),)))
+
+
+def edit(
+    store: Store, changes: Mapping[str, Mapping[str, Mapping[str, Value | None]]], *, is_forced: bool = False
+) -> None:
+    """Change variables of plugin states, all of them or none.
+
+    Args:
+        store: The Pod.
+        changes: For each plugin state, by its id, and each namespace new values by name; None: it goes.
+        is_forced: Take the plugin states from the runs that hold them.
+
+    Raises:
+        ConflictError: A run holds one of them, and ``is_forced`` is not said; the message names the run.
+    """
+    operations: list[Operation] = [EndLease(state) for state in changes] if is_forced else []
+    for state, namespaces in changes.items():
+        for namespace, values in namespaces.items():
+            for name, value in values.items():
+                if value is None:
+                    operations.append(DeleteVariable(state, name, namespace))
+                else:
+                    operations.append(SetVariable(state, name, value, namespace))
+    store.apply(Batch(tuple(operations)))
+
+
+def _status(store: Store, run: str) -> Status:
+    return status_of(get_run_row(store, run).properties.get("status"))
+
+
+def _is_dead(lease: Lease, locks: Path) -> bool:
+    """Say whether the holder worked on this machine and its process is gone."""
+    disk = Disk()
+    if not locks.is_dir() or not lease.holder.startswith(f"{place_of(locks, disk)}-"):
+        return False
+    try:
+        disk.lock(locks / f"{lease.state}.lock").release()
+    except BusyError:
+        return False
+    return True
