@@ -15,6 +15,8 @@ help: ## Show this list
 
 demo: $(READY) ## See Holdfast at work
 	@$(PYTHON_IN_VENV) examples/installed_packages.py
+	@echo
+	@$(PYTHON_IN_VENV) examples/git_history_demo.py
 
 test: $(READY) ## Run the tests
 	@$(PYTHON_IN_VENV) -m pytest -n auto --dist loadgroup

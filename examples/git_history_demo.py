@@ -1,7 +1,7 @@
 """Import the history of this repository, kill the import on its way, and run it again: nothing is lost, nothing twice.
 
 Beside it stands what git counts. The Pod lies in a temporary folder. ``--repository`` names another repository; a
-checkout without one, or with a part of its history only, gets a small one made.
+checkout that is none, or has only a part of its history, has a small one made for it.
 """
 
 import argparse
@@ -27,10 +27,11 @@ def git(repository: Path, *arguments: str, stdin: str | None = None) -> str | No
     return None if done.returncode else done.stdout.strip()
 
 
-def is_whole(repository: Path) -> bool:
-    """Say whether a folder is a repository with all of its history; one around the folder does not count."""
-    is_shallow = git(repository, "rev-parse", "--is-shallow-repository") if (repository / ".git").exists() else None
-    return is_shallow == "false" and git(repository, "rev-parse", "--verify", "HEAD") is not None
+def is_enough(repository: Path) -> bool:
+    """Say whether a folder is a repository with all of its history and some commits; not one around the folder."""
+    if not (repository / ".git").exists() or git(repository, "rev-parse", "--is-shallow-repository") != "false":
+        return False
+    return int(git(repository, "rev-list", "--count", "HEAD") or 0) >= BATCHES
 
 
 def make_repository(folder: Path, commits: int = 60) -> Path:
@@ -73,9 +74,9 @@ def shas_in(home: Path) -> list[str]:
 
 def show(repository: Path, home: Path) -> bool:
     """Run the plugin three times, say what is in the Pod after each, and whether it is what git says."""
-    listed = (git(repository, "rev-list", "HEAD") or "").split()
-    batch_size = min(500, -(-len(listed) // BATCHES))
-    print(f"{repository.name}: git rev-list --count says {len(listed)} commits; {batch_size} at once")
+    count = git(repository, "rev-list", "--count", "HEAD") or "0"
+    batch_size = min(500, -(-int(count) // BATCHES))
+    print(f"{repository.name}: git rev-list --count says {count} commits; {batch_size} at once")
     before = 0
     for name, kill_after in (("first", KILLED_AFTER), ("second", None), ("third", None)):
         print(f"{name} run", flush=True)
@@ -84,7 +85,7 @@ def show(repository: Path, home: Path) -> bool:
         there = shas_in(home)
         print(f"  began behind {before}, imported {len(there) - before}, {ended}: {len(there)} commits in the Pod")
         before = len(there)
-    is_equal = sorted(there) == sorted(listed)
+    is_equal = sorted(there) == sorted((git(repository, "rev-list", "HEAD") or "").split())
     print(f"{len(there)} commits, {len(set(there))} different ones, {'the same' if is_equal else 'NOT those'} as git's")
     return is_equal
 
@@ -101,8 +102,8 @@ def main() -> int:
         return 1  # it was to be killed
     with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
         repository = options.repository.resolve()
-        if not is_whole(repository):
-            print(f"{repository.name} has no git repository with all of its history: a small one is made")
+        if not is_enough(repository):
+            print(f"{repository.name} has no whole history of {BATCHES} commits or more: a small one is made")
             (Path(folder) / "small").mkdir()
             repository = make_repository(Path(folder) / "small")
         return 0 if show(repository, Path(folder) / "home") else 1

@@ -58,6 +58,7 @@ _PUBLIC: Final = {
     "Status": "runs",
     "UnavailableError": "errors",
     "register_base_schemas": "plugins",
+    "version_of": "items",
 }
 """The module of this package in which each public name is defined."""
 

@@ -7,6 +7,7 @@ process may have two homes.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +26,7 @@ from holdfast.engine import (
     get_state,
     logging_to,
 )
-from holdfast.errors import ConflictError, DamagedError, HoldfastError, InvalidError, NotFoundError
+from holdfast.errors import ConflictError, DamagedError, DeniedError, HoldfastError, InvalidError, NotFoundError
 from holdfast.items import PluginRun
 from holdfast.keys import (
     Envelope,
@@ -41,9 +42,11 @@ from holdfast.keys import (
 from holdfast.plugins import Source, arguments_from
 from holdfast.pod import Pod
 from holdfast.runs import Outcome
-from holdfast.sql import Backup, Keyring, SqliteStore, back_up, finish_restore, restore
+from holdfast.sql import Backup, Keyring, SqliteStore, back_up, restore, sharing_pod
 from holdfast.sql.backup import ENVELOPE, Progress, examine, inspect
 from holdfast.values import shown
+
+_log: Final = logging.getLogger(__name__)
 
 HOME_VARIABLE: Final = "HOLDFAST_HOME"
 
@@ -161,20 +164,26 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
     with presented as identity:
         path = settings.pod_path(identity.owner_key)
         envelope_path = path.with_suffix(".json")
-        finish_restore(path, disk=disk)  # else the moment between two envelopes would look like a fresh machine
-        if path.exists() and not envelope_path.exists():
-            return path, bytes(32)  # no key opens it; the door says what is missing
-        if envelope_path.exists():
-            key = read_envelope(envelope_path, disk=disk).open(identity)
-        else:
-            if not path.parent.is_dir():
-                disk.put_folder(path.parent)
-            key = load_or_create_envelope(envelope_path, identity, disk=disk).open(identity)
-        owner = identity.owner_key
-    keyring = Keyring(settings.keyring_path, load_or_create_pod_key(home, settings.environ, disk=disk))
-    is_kept = keyring.has(owner) and keyring.get(owner) == key  # a restored Pod may have another key than before
-    if not path.exists() or not path.stat().st_size:
-        if is_kept:
+        if not path.parent.is_dir():
+            disk.put_folder(path.parent)
+        with sharing_pod(path, disk=disk):  # else the middle of a restore would look like a fresh machine
+            is_new = not envelope_path.exists()
+            if is_new and path.exists():
+                return path, bytes(32)  # no key opens it; the door says what is missing
+            envelope = load_or_create_envelope(envelope_path, identity, disk=disk)
+        key, owner = envelope.open(identity), identity.owner_key
+    keyring = Keyring(settings.keyring_path, load_or_create_pod_key(home, settings.environ, disk=disk), disk=disk)
+    try:
+        is_kept = keyring.has(owner) and keyring.get(owner) == key  # a restored Pod may have another key than before
+        was_made = is_kept
+    except (DamagedError, DeniedError) as exc:
+        # The owner's key opens the file without it. Who can tell whether it was made once is the envelope alone.
+        _log.warning("keyring.damaged", extra={"path": str(keyring.path), "reason": str(exc)})
+        is_kept, was_made = False, not is_new
+    with sharing_pod(path, disk=disk):
+        is_missing = not path.exists() or not path.stat().st_size
+    if is_missing:
+        if was_made:
             message = (
                 f"the Pod {str(path)!r} is gone, though it was there: bring the file back or restore a backup "
                 f"(holdfast pod restore); to begin anew with an empty one, remove {envelope_path.name!r} beside it"
@@ -291,10 +300,10 @@ def get_pod(settings: Settings) -> tuple[Path, bytes]:
     """
     path = settings.pod_path(_get_identity(settings).owner_key)
     disk = Disk()
-    with open_identity(settings.home, disk=disk) as identity:
-        finish_restore(path, disk=disk)
-        if path.exists() and path.stat().st_size:  # empty: whoever was about to make it died
-            return path, read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
+    if path.exists() or path.with_suffix(".lock").exists():  # a restore that has moved the file has made the lock
+        with open_identity(settings.home, disk=disk) as identity, sharing_pod(path, disk=disk):
+            if path.exists() and path.stat().st_size:  # empty: whoever was about to make it died
+                return path, read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
     raise NotFoundError(f"there is no Pod {str(path)!r} yet: the first PodClient() makes it", path=str(path))
 
 
@@ -350,7 +359,8 @@ def examine_pod(path: Path, key: bytes, envelope: Envelope) -> Backup:
     Raises:
         DamagedError, DeniedError, InvalidError, UnavailableError: As opening it would.
     """
-    return examine(path, key, envelope, path)
+    with sharing_pod(path, disk=Disk()):
+        return examine(path, key, envelope, path)
 
 
 def _get_identity(settings: Settings) -> Identity:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 import types
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,7 +33,7 @@ from typing import (
 )
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from pydantic._internal._model_construction import ModelMetaclass  # the only way to add to pydantic's metaclass
 from pydantic.fields import FieldInfo
 
@@ -54,7 +55,7 @@ class _Secret:
 
 
 Secret = Annotated[T, _Secret()]
-"""``Secret[str]``: a property that is redacted in reprs, logs, views and exports, and cannot be searched for."""
+"""``Secret[str]``: a property that is kept out of reprs, logs, views and exports, and cannot be searched for."""
 
 
 def Field(default: Any = None, *, index: bool = False, kw_only: bool = False, description: str | None = None) -> Any:
@@ -105,15 +106,19 @@ class TypeDefinition:
         """Return this definition.
 
         Raises:
-            InvalidError: A name is not a letter followed by at most 63 letters, digits and underscores, or is one
-                that every item has; an edge leads nowhere; a secret is to be indexed.
+            InvalidError: A name is not a letter followed by at most 63 letters, digits and underscores, is one that
+                every item has, or begins with ``model_`` as methods of items do; an edge leads nowhere; a secret is
+                to be indexed.
         """
         if type_name.fullmatch(self.name) is None or self.name == ANY_TYPE:
             message = f"{shown(self.name)} cannot name an item type: {_NAME_RULE}"
             raise InvalidError(message, type=shown(self.name))
         for name in (*self.properties, *self.edges):
-            if type_name.fullmatch(name) is None or name in SYSTEM_PROPERTIES or name == "type":
-                message = f"{shown(name)} cannot name a property or edge of {self.name}: {_NAME_RULE}"
+            # No class can have a field `model_config`, say: a type with one could be declared, and never be read.
+            is_taken = name in SYSTEM_PROPERTIES or name == "type" or name.startswith("model_")
+            if type_name.fullmatch(name) is None or is_taken:
+                rule = f"{_NAME_RULE}, and not begin with 'model_'"
+                message = f"{shown(name)} cannot name a property or edge of {self.name}: {rule}"
                 raise InvalidError(message, type=self.name, property=shown(name))
             if name in self.properties and name in self.edges:
                 message = f"{self.name}.{name} cannot be both a property and an edge"
@@ -339,6 +344,12 @@ class Item(BaseModel, metaclass=ItemMeta, kw_only=True):
             except pydantic.ValidationError as exc:
                 raise _refused(type(self), exc) from exc
 
+        def __delattr__(self, name: str) -> None:
+            if name in type(self).__pydantic_fields__:
+                message = f"{type(self).__name__}.{name} cannot be deleted: assign None, or empty the list"
+                raise InvalidError(message, type=type(self).__name__, property=name)
+            super().__delattr__(name)
+
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
@@ -355,6 +366,19 @@ class Item(BaseModel, metaclass=ItemMeta, kw_only=True):
                 yield name, (_Redacted() if name in plan.secrets else values[name])
 
     __str__ = BaseModel.__repr__
+
+    @model_serializer(mode="wrap")
+    def _without_secrets(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Left out, not redacted: an item that is made from a dump must not write a placeholder over the secret.
+        secrets = _plan(type(self)).secrets
+        return {name: value for name, value in dump(self).items() if name not in secrets}
+
+    @classmethod
+    def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+        """Make an item without checking its values; the store checks them when it is written."""
+        item = super().model_construct(_fields_set, **values)
+        vars(item).update({name: None for name in cls.__pydantic_fields__ if name not in vars(item)})
+        return _with_origin(item, None)
 
     def __copy__(self) -> Self:
         return _with_origin(super().__copy__(), self._origin)
@@ -503,7 +527,10 @@ def class_of(definition: TypeDefinition) -> type[Item]:
     for name in definition.edges:
         annotations[name] = list[Item]
         namespace[name] = []
-    return cast("type[Item]", types.new_class(definition.name, (Item,), {}, lambda body: body.update(namespace)))
+    with warnings.catch_warnings():
+        # A property may be called `copy` or `json`: that it hides a method of pydantic is not the reader's to mend.
+        warnings.filterwarnings("ignore", "Field name .* shadows an attribute in parent", UserWarning)
+        return cast("type[Item]", types.new_class(definition.name, (Item,), {}, lambda body: body.update(namespace)))
 
 
 # -- what changed ------------------------------------------------------------------------------------------------------
@@ -536,11 +563,20 @@ def changes_of(item: Item) -> dict[str, Value | None]:
     if item._origin is None:
         return dict(now)
     before = item._origin.properties
-    changed: dict[str, Value | None] = {name: value for name, value in now.items() if before.get(name) != value}
+    changed: dict[str, Value | None] = {
+        name: value for name, value in now.items() if not _is_same(before.get(name), value)
+    }
     for name in before:
         if name not in now:
             changed[name] = False if name == "deleted" else None
     return changed
+
+
+def _is_same(old: Value | None, new: Value) -> bool:
+    """Say whether no store could tell the two apart: 1 is not True, 0.0 is not -0.0."""
+    if old is new:
+        return True
+    return old == new and type(old) is type(new) and (new != 0 or str(old) == str(new))
 
 
 def edge_changes_of(item: Item) -> tuple[list[tuple[str, Item]], list[tuple[str, str]]]:

@@ -47,6 +47,9 @@ WRAPPED_BYTES: Final = 16 + KEY_BYTES + 16
 """Salt, encrypted key, tag."""
 
 IDENTITY_FILE: Final = "keys.json"
+POD_FOLDER: Final = "pods"
+"""Beside `keys.json`: where the Pods lie whose keys it may hold."""
+
 POD_KEY_FILE: Final = "pod.key"
 POD_KEY_VARIABLE: Final = "HOLDFAST_POD_KEY"
 POD_KEY_FILE_VARIABLE: Final = "HOLDFAST_POD_KEY_FILE"
@@ -197,25 +200,34 @@ class Identity:
         return key_id(bytes.fromhex(self.database_key))
 
     def to_json(self) -> bytes:
-        """Return the content of `keys.json`, which is secret: ``{"format": 1, "owner_key": "…", "database_key": "…"}``.
+        """Return the content of `keys.json`, which is secret.
 
-        While a rotation is under way it has ``"previous_database_key"`` as well.
+        ``{"format": 1, "owner_key": "…", "database_key": "…", "check": "…"}``; while a rotation is under way it has
+        ``"previous_database_key"`` as well. The check value, 16 hexadecimal digits over all the rest, finds a wrong
+        digit: in ``owner_key`` it would else name another owner, who has no Pod yet.
         """
-        return _to_json({"format": FORMAT, **self._keys()})
+        members: dict[str, object] = {"format": FORMAT, **self._keys()}
+        return _to_json({**members, "check": _check_of_identity(members)})
 
     @classmethod
     def from_json(cls, data: bytes, *, what: str = "the key file") -> Self:
-        """Return the identity that `to_json` wrote, blanks and order aside; messages call ``data`` by ``what``.
+        """Return the identity that `to_json` wrote; messages call ``data`` by ``what``.
+
+        Blanks, order and capital letters do not matter: it may have been typed from paper.
 
         Raises:
             DamagedError: It is not such an object; the message says what is wrong and shows no value.
             InvalidError: It has a newer format; the message names both.
         """
         members = _parse(data, what)
+        check = members.pop("check", None)
+        # Before the format, as in an envelope.
+        if not isinstance(check, str) or check.lower() != _check_of_identity(members):
+            raise _damaged(what, "its check value is missing, or does not fit the rest")
         _require_format(members, what)
         keys = {name: value for name, value in members.items() if name != "format"}
         if not {"owner_key", "database_key"} <= keys.keys() <= {"owner_key", "database_key", "previous_database_key"}:
-            raise _damaged(what, "its members are not format, owner_key and database_key")
+            raise _damaged(what, "its members are not format, owner_key, database_key and check")
         try:
             return cls(**cast("dict[str, str]", keys))  # which looks at the types itself
         except InvalidError as exc:
@@ -226,6 +238,12 @@ class Identity:
         if self.previous_database_key is not None:
             keys["previous_database_key"] = self.previous_database_key
         return keys
+
+
+def _check_of_identity(members: Mapping[str, object]) -> str:
+    """Return the check value of an identity's other members, in whatever order and case they were typed."""
+    typed = {name: value.lower() if isinstance(value, str) else value for name, value in sorted(members.items())}
+    return hashlib.sha256(b"holdfast identity\n" + _to_json(typed)).hexdigest()[:16]
 
 
 def read_identity(home: Path, *, disk: Disk = _DISK) -> Identity:
@@ -251,10 +269,22 @@ def load_or_create_identity(home: Path, *, disk: Disk = _DISK) -> Identity:
     A file that is there and cannot be used is never replaced.
 
     Raises:
+        NotFoundError: There is none, but a Pod: new keys would not open it and would begin an empty one beside it.
         DeniedError, InvalidError, DamagedError: As `read_identity` says.
     """
     path = home / IDENTITY_FILE
-    return _load_or_create(path, _read_identity_file, lambda: Identity.new().to_json(), disk)
+
+    def make() -> bytes:
+        # In this order: whoever made a Pod at this very moment had made the keys before.
+        if any((home / POD_FOLDER).glob("*.db*")) and not os.path.lexists(path):
+            raise NotFoundError(
+                f"there is no key file {str(path)!r}, but there is a Pod, which new keys would not open: bring its "
+                f"keys from where you keep them with 'store_keys --from-file'",
+                path=str(path),
+            )
+        return Identity.new().to_json()
+
+    return _load_or_create(path, _read_identity_file, make, disk)
 
 
 @contextmanager
@@ -266,6 +296,7 @@ def open_identity(home: Path, *, disk: Disk = _DISK) -> Generator[Identity]:
     when the Pod is closed; calling those two from inside fails after 30 s, for they wait for their own caller.
 
     Raises:
+        NotFoundError: As `load_or_create_identity` says.
         DeniedError, InvalidError, DamagedError: As `read_identity` says.
         BusyError: One of those two was at work for 30 s.
     """
@@ -329,7 +360,7 @@ def _keep_aside(home: Path, identity: Identity, disk: Disk) -> None:
 class Envelope:
     """What lies beside a Pod's file: the key of that file, for nobody but its owner.
 
-    The two are all that there is to copy: the owner's identity opens the pair anywhere. An envelope is no secret.
+    The owner's identity opens the pair anywhere. An envelope is no secret.
 
     Attributes:
         owner: The owner's public name, 64 hexadecimal digits.

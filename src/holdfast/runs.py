@@ -212,11 +212,13 @@ class Lease:
         return replace(self, expires_ms=now_ms + duration_ms)
 
     def released(self, fence: Fence) -> Lease:
-        """Return the lease after its holder gave it back.
+        """Return the lease after its holder gave it back; doing so again, after a lost reply, changes nothing.
 
         Raises:
             FencedError: Another claim was made since.
         """
+        if not self.holder and self.epoch == fence.epoch:  # an epoch has one holder, and that one gave it back
+            return self
         self.check(fence)
         return Lease(state=self.state, epoch=self.epoch)
 

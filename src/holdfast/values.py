@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -42,17 +43,51 @@ class Kind(StrEnum):
     DATETIME = "DateTime"
 
 
+class _Short(reprlib.Repr):
+    """The beginning of what a value holds, at every level: never the repr of a gigabyte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.fillvalue = "…"
+
+    def repr_str(self, x: str, level: int) -> str:  # noqa: ARG002 -- reprlib's signature, here and below
+        return repr(x) if len(x) <= 200 else f"{x[:48]!r}… ({len(x)} characters)"
+
+    def repr_bytes(self, x: bytes | bytearray, level: int) -> str:  # noqa: ARG002
+        return repr(x) if len(x) <= 60 else f"{x[:48]!r}… ({len(x)} bytes)"
+
+    repr_bytearray = repr_bytes
+
+    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002
+        # int -> str is quadratic and refused past 4,300 digits
+        return repr(x) if x.bit_length() <= 256 else f"an integer of {x.bit_length()} bits"
+
+    def repr_instance(self, x: object, level: int) -> str:  # noqa: ARG002
+        for kind, show in ((str, self.repr_str), (bytes, self.repr_bytes), (bytearray, self.repr_bytes)):
+            if isinstance(x, kind):  # a subclass of it
+                return show(x, 0)  # pyright: ignore[reportArgumentType] -- it is of that kind
+        return repr(x)
+
+
+_short: Final = _Short()
+
+
 def shown(value: object) -> str:
     """Return ``repr(value)`` short enough for an error message, and printable whatever it holds.
 
+    Never raises: what cannot be shown is shown as its type, ``<Dog>``.
+
     >>> shown("x" * 100)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx… (102 characters)"
+    >>> shown([1, 2, 3, 4, 5, 6, 7])
+    '[1, 2, 3, 4, 5, 6, …]'
     """
-    if isinstance(value, str) and len(value) > 200:  # never build the repr of a gigabyte
-        return f"{value[:48]!r}… ({len(value)} characters)"
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
-        return f"an integer of {value.bit_length()} bits"  # int -> str is quadratic and refused past 4,300 digits
-    text = repr(value).encode("utf-8", "backslashreplace").decode()
+    try:
+        text = _short.repr(value)
+    except Exception:  # noqa: BLE001 -- a repr is anybody's code, and an error message must not fail on it
+        text = f"<{type(value).__name__}>"
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:50]}… ({len(text)} characters)"
 
 

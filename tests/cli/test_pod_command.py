@@ -124,7 +124,7 @@ def test_a_backup_that_is_stopped_leaves_nothing(
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("holdfast.cli.drawing.lines_of_progress", lambda label: stop)
+    monkeypatch.setattr("holdfast.cli.drawing.lines_of_progress", lambda *_: stop)
     before = sorted(tmp_path.iterdir())
 
     answer = call("pod", "backup", tmp_path / "backup")

@@ -26,5 +26,5 @@ def test_the_code_of_the_page_runs_on_a_fresh_machine_and_prints_what_its_commen
     )
 
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert len(PRINTED.findall(code)) == 18
+    assert len(PRINTED.findall(code)) == 19
     assert ran.stdout.splitlines() == PRINTED.findall(code)

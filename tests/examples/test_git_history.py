@@ -1,6 +1,8 @@
 """The example GitHistory imports what git says, each commit once, whatever the repository is like."""
 
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import pytest
 from holdfast.context import PodClient
 from holdfast.runs import Status
 from tests.components.histories import ADA, BOB, EVE, FORTY, Repository, content, forty_commits, import_history, totals
+
+DEMO = Path(__file__).parents[2] / "examples" / "git_history_demo.py"
 
 
 def read(home: Path, type_: str = "Commit") -> list[Any]:
@@ -305,3 +309,35 @@ def test_a_batch_size_that_no_transaction_holds_is_refused(repository: Repositor
     """Before the run is begun; the message names the setting."""
     with pytest.raises(ValueError, match="batch_size"):
         import_history(home, repository.path, batch_size=batch_size)
+
+
+def demonstrate(repository: Path) -> list[str]:
+    """Return what the demonstration prints, but for the ids of runs."""
+    argv = [sys.executable, str(DEMO), "--repository", str(repository)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_demonstration_kills_a_run_and_shows_that_nothing_is_lost_or_twice(forty: Repository) -> None:
+    """Three batches of seven are there after the kill, all forty after the second run, and nothing new comes third."""
+    assert demonstrate(forty.path) == [
+        "forty: git rev-list --count says 40 commits; 7 at once",
+        "first run",
+        "  SIGKILL after batch 3 of 6",
+        "  began behind 0, imported 21, killed: 21 commits in the Pod",
+        "second run",
+        "  began behind 21, imported 19, ended with exit code 0: 40 commits in the Pod",
+        "third run",
+        "  began behind 40, imported 0, ended with exit code 0: 40 commits in the Pod",
+        "40 commits, 40 different ones, the same as git's",
+    ]
+
+
+def test_the_demonstration_makes_a_repository_where_there_is_none(tmp_path: Path) -> None:
+    """As in what was unpacked from an archive."""
+    (tmp_path / "unpacked").mkdir()
+    first, second, *_, last = demonstrate(tmp_path / "unpacked")
+    assert first == ("unpacked has no whole history of 6 commits or more: a small one is made")
+    assert second == "small: git rev-list --count says 60 commits; 10 at once"
+    assert last == "60 commits, 60 different ones, the same as git's"

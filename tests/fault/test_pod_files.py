@@ -13,12 +13,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from holdfast.context import PodClient, Settings
-from holdfast.disk import Disk
+from holdfast.context import PodClient, Settings, examine_pod
+from holdfast.disk import BusyError, Disk
 from holdfast.errors import DamagedError, DeniedError, InvalidError, NotFoundError, UnavailableError
 from holdfast.items import Person
-from holdfast.keys import Envelope, load_or_create_pod_key
-from holdfast.sql import FORMAT, Keyring, SqliteStore
+from holdfast.keys import Envelope, load_or_create_pod_key, read_envelope
+from holdfast.sql import FORMAT, Keyring, SqliteStore, back_up, restore
 from holdfast.sql.faults import DEFECTS, MEANING
 from holdfast.sql.migration import migrations
 from holdfast.store import Batch, CreateItem, SetVariable
@@ -108,14 +108,15 @@ def test_a_flipped_bit_in_any_other_page_is_damage_when_it_is_read(pod: Path) ->
 
 
 def test_damage_is_found_at_the_first_start_after_an_unclean_end(pod: Path, tmp_path: Path) -> None:
-    """Every page is looked at before the Pod is handed out."""
+    """Every page is looked at before the Pod is handed out, each time until it is mended."""
     with open_store(pod) as store:
         store.apply(Batch((SetVariable("s1", "head", 2),), FENCE))
         shutil.copytree(pod, tmp_path / "left")
     left = tmp_path / "left"
     flip(left / "pod.db", (left / "pod.db").stat().st_size // PAGE // 2 * PAGE + 77)
-    with pytest.raises(DamagedError, match="is damaged"):
-        open_store(left)
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="is damaged"):
+            open_store(left)
 
 
 def test_the_doctor_finds_a_damaged_page_that_nobody_has_read_yet(home: Path) -> None:
@@ -500,3 +501,134 @@ def test_a_pod_whose_file_is_gone_is_no_fresh_machine(home: Path) -> None:
     file.with_suffix(".json").unlink()
     with PodClient(home=home) as client:
         assert client.search({"type": "Person"}) == []
+
+
+# -- beside others ----------------------------------------------------------------------------------------------------
+
+
+def test_examining_a_pod_leaves_its_log_and_the_next_opener_checks_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So does a backup: both only look, and what a dead process left is for the next one to open it."""
+    caplog.set_level(logging.INFO, "holdfast")
+    pod = tmp_path / "pod"
+    make_pod(pod / "pod.db", FIRST, is_left_open=True)
+    log = (pod / "pod.db-wal").read_bytes()
+    assert examine_pod(pod / "pod.db", KEY, read_envelope(pod / "pod.json")).items == 2
+    assert back_up(pod / "pod.db", KEY, tmp_path / "backup").items == 2
+    assert (pod / "pod.db-wal").read_bytes() == log != b""
+    open_store(pod).close()
+    assert caplog.messages.count("pod.checked") == 1
+
+
+def test_a_pod_that_was_closed_has_no_more_files_after_it_was_examined(pod: Path) -> None:
+    """Its folder is as it was, byte for byte."""
+    before = files(pod)
+    examine_pod(pod / "pod.db", KEY, read_envelope(pod / "pod.json"))
+    assert files(pod) == before
+
+
+def test_nothing_is_restored_while_a_backup_is_made(pod: Path, tmp_path: Path) -> None:
+    """The one who restores is told; the backup is whole."""
+    back_up(pod / "pod.db", KEY, tmp_path / "first")
+    refused: list[str] = []
+
+    def interfere(done: int, total: int) -> None:
+        with pytest.raises(UnavailableError, match="is open: end what uses it, then restore") as caught:
+            restore(tmp_path / "first", OWNER, pod / "pod.db")
+        refused.append(f"{type(caught.value).__name__} {0 < done <= total}")
+
+    assert back_up(pod / "pod.db", KEY, tmp_path / "second", on_progress=interfere).items == 2 + len(LARGE.operations)
+    assert set(refused) == {"UnavailableError True"}
+
+
+def test_a_pod_that_somebody_has_alone_is_neither_examined_nor_copied(
+    pod: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is being restored or migrated; nothing is left of the backup."""
+    monkeypatch.setattr("holdfast.sql.backup.WAIT_S", 0)
+    with Disk().lock(pod / "pod.lock"):
+        with pytest.raises(BusyError):
+            examine_pod(pod / "pod.db", KEY, read_envelope(pod / "pod.json"))
+        with pytest.raises(BusyError):
+            back_up(pod / "pod.db", KEY, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+
+
+# -- the keyring ------------------------------------------------------------------------------------------------------
+
+
+def change_keyring(path: Path, *statements: str) -> None:
+    """Run SQL on a keyring."""
+    db = apsw.Connection(str(path))
+    try:
+        for statement in statements:
+            db.execute(statement)
+    finally:
+        db.close()
+
+
+KEYRING_DAMAGE = {
+    "garbage": lambda path: path.write_bytes(b"no database" * 1_000),
+    "cut": lambda path: os.truncate(path, PAGE + 100),
+    "page": lambda path: path.write_bytes(path.read_bytes()[:PAGE] + b"\xff" * (path.stat().st_size - PAGE)),
+    "tables": lambda path: change_keyring(path, "DROP TABLE keyring"),
+    "altered": lambda path: change_keyring(path, "UPDATE keyring SET wrapped = zeroblob(64)"),
+    "short": lambda path: change_keyring(path, "UPDATE keyring SET wrapped = x'00'"),
+}
+
+
+@pytest.mark.parametrize("kind", KEYRING_DAMAGE)
+def test_a_damaged_keyring_locks_no_owner_out_and_is_kept_anew(
+    home: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The owner's key opens the file. A file that is no keyring is set aside; a key that does not open is replaced."""
+    with PodClient() as client:
+        client.create(Person(firstName="Ada", id="ada"))
+    path = Settings.read().keyring_path
+    owner = next((home / "pods").glob("*.json")).stem
+    KEYRING_DAMAGE[kind](path)
+    damaged = path.read_bytes()
+    caplog.clear()
+    with PodClient() as client:
+        assert client.exists("ada")
+    assert [record.levelname for record in caplog.records if record.message == "keyring.damaged"] == ["WARNING"]
+    aside = [found.read_bytes() for found in home.glob("pod.db.corrupt-*")]
+    assert aside == ([] if kind in {"altered", "short"} else [damaged])
+    key = Keyring(path, load_or_create_pod_key(home, {})).get(owner)
+    with SqliteStore((home / "pods" / f"{owner}.db"), key, create=False) as store:
+        assert list(store.find_items(["ada"])) == ["ada"]
+    caplog.clear()
+    PodClient().close()
+    assert "keyring.damaged" not in caplog.messages
+
+
+@pytest.mark.parametrize("kind", KEYRING_DAMAGE)
+def test_no_pod_is_made_in_place_of_a_lost_one_because_the_keyring_is_damaged(home: Path, kind: str) -> None:
+    """Who cannot know whether there was one assumes that there was. Without the envelope too, it is a beginning."""
+    PodClient().close()
+    (file,) = (home / "pods").glob("*.db")
+    file.unlink()
+    KEYRING_DAMAGE[kind](Settings.read().keyring_path)
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="is gone, though it was there"):
+            PodClient()
+    assert not file.exists()
+    file.with_suffix(".json").unlink()
+    PodClient().close()
+    PodClient().close()
+
+
+def test_a_keyring_of_a_newer_format_is_refused_by_name(home: Path) -> None:
+    """And is not touched, not even by what mends a damaged one."""
+    PodClient().close()
+    path = Settings.read().keyring_path
+    change_keyring(path, "PRAGMA user_version = 2")
+    before = path.read_bytes()
+    with pytest.raises(
+        InvalidError, match=r"pod\.db' has format 2, and this version of Holdfast reads formats up to 1"
+    ):
+        PodClient()
+    with pytest.raises(InvalidError, match="has format 2"):
+        Keyring(path, KEY).put("a" * 64, bytes(32))
+    assert path.read_bytes() == before

@@ -1,8 +1,13 @@
 """What the next process finds in a Pod when one was killed at any system call."""
 
+import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -194,3 +199,147 @@ def test_killed_at_any_call_of_a_restore_the_pod_is_the_old_or_the_restored_one(
 
     kill_everywhere("restore", folder, template, check, sample=None if is_full else 14)
     assert seen == {"old", "restored"}
+
+
+RESTORER = """
+import sys
+from pathlib import Path
+from holdfast.disk import Disk
+from holdfast.sql import restore
+from tests.components.pods import OWNER, owners_pod
+
+class Standing(Disk):
+    renames = 0
+    def rename(self, source, target):
+        super().rename(source, target)
+        self.renames += 1
+        if self.renames == int(sys.argv[2]):
+            print(Path(target).name, flush=True)
+            sys.stdin.readline()
+
+folder = Path(sys.argv[1])
+restore(folder / "backup", OWNER, owners_pod(folder), disk=Standing())
+"""
+"""A restore that stands still after one of its renames, and says which."""
+
+OPENER = """
+import json, sys
+from pathlib import Path
+from holdfast.context import Settings, unlock
+from holdfast.sql import SqliteStore
+from holdfast.testing import FakeClock
+from tests.components.pods import OWNER, content, owners_pod
+
+folder, key = Path(sys.argv[1]), bytes.fromhex(sys.argv[2])
+if not key:
+    _, key = unlock(Settings(home=folder / "home"), OWNER)
+with SqliteStore(owners_pod(folder), key, clock=FakeClock()) as store:
+    print(json.dumps([key.hex(), sorted(content(store)["items"])]), flush=True)
+    sys.stdin.readline()
+"""
+"""Opens the Pod, says what it holds, and keeps it open; without a key, as on a machine that may be fresh."""
+
+STEPS = {1: ".db.restoring", 4: ".json", 5: ".db", 6: ".json", 7: ".db"}
+"""The renames after which a restore stands still, and the end of the name that was given: 2 to 5 empty the place."""
+
+
+@contextmanager
+def started(program: str, *words: str) -> Generator[subprocess.Popen[str]]:
+    """Start Python code; it is killed if it has not ended by the end of the block."""
+    process = subprocess.Popen(
+        [*PYTHON[:-1], program, *words],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """Return the next line that a program prints; fail with what it said instead."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    return line.strip()
+
+
+def wait_at(lock: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a program has opened a lock file, which somebody else holds."""
+    pause = threading.Event()
+    descriptors = Path(f"/proc/{process.pid}/fd")
+    while process.poll() is None:
+        for descriptor in descriptors.iterdir():
+            try:
+                if os.readlink(descriptor) == str(lock):
+                    return
+            except FileNotFoundError:  # closed meanwhile
+                continue
+        pause.wait(0.005)
+    raise AssertionError(process.communicate())
+
+
+@pytest.fixture
+def home_and_backup(tmp_path: Path) -> Path:
+    """Return a folder with a home, whose Pod has a log, and a backup with another key and more in it."""
+    make_pod(owners_pod(tmp_path), FIRST, is_left_open=True)
+    make_pod(tmp_path / "backup" / "pod.db", FIRST, SECOND, key=OTHER_KEY)
+    (tmp_path / "backup" / "pod.lock").unlink()
+    assert unlock(Settings(home=tmp_path / "home"), OWNER) == (owners_pod(tmp_path), KEY)
+    return tmp_path
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "goes-on"])
+@pytest.mark.parametrize("step", STEPS)
+def test_whoever_waits_during_a_restore_finds_the_restored_pod(
+    home_and_backup: Path, step: int, is_killed: bool
+) -> None:
+    """Several at once, with the key and without; if the restoring process is killed, one of them finishes its work."""
+    folder, path = home_and_backup, owners_pod(home_and_backup)
+    restored = json.dumps([OTHER_KEY.hex(), ["d1", "d2", "first", "run1"]])
+    with started(RESTORER, str(folder), str(step)) as restorer:
+        assert line_of(restorer).endswith(STEPS[step])
+        with (
+            started(OPENER, str(folder), OTHER_KEY.hex()) as first,
+            started(OPENER, str(folder), OTHER_KEY.hex()) as second,
+            started(OPENER, str(folder), "") as third,
+        ):
+            openers = (first, second, third)
+            for opener in openers:
+                wait_at(path.with_suffix(".lock"), opener)
+            if is_killed:
+                restorer.kill()
+            else:
+                assert restorer.communicate("\n") == ("", "")
+            assert [line_of(opener) for opener in openers] == [restored] * 3
+            assert [opener.communicate("\n") for opener in openers] == [("", "")] * 3
+    old = path.with_name(f"{path.stem}.replaced-1") / path.name
+    with SqliteStore(old, KEY, clock=FakeClock(), create=False) as store:
+        assert held(store) == WITH_FIRST
+
+
+@pytest.mark.parametrize("step", [5, 6])
+def test_files_made_in_the_middle_of_a_restore_are_set_aside_when_it_is_finished(
+    home_and_backup: Path, step: int
+) -> None:
+    """Whoever made them: the names are the restored Pod's, and nothing of the three is destroyed."""
+    folder, path = home_and_backup, owners_pod(home_and_backup)
+    with started(RESTORER, str(folder), str(step)) as restorer:
+        line_of(restorer)
+    make_pod(folder / "made" / path.name, key=bytes(32))
+    for name in (path.name, f"{path.stem}.json"):
+        shutil.copy(folder / "made" / name, path.with_name(name))
+    if step == 6:  # its own envelope was in place by then
+        shutil.copy(folder / "backup" / "pod.json", path.with_suffix(".json"))
+    with SqliteStore(path, OTHER_KEY, clock=FakeClock(), create=False) as store:
+        assert held(store) == WITH_SECOND
+    old = path.with_name(f"{path.stem}.replaced-1") / path.name
+    with SqliteStore(old, KEY, clock=FakeClock(), create=False) as store:
+        assert held(store) == WITH_FIRST
+    (made,) = path.parent.glob("*.db.replaced-*")
+    assert made.read_bytes() == (folder / "made" / path.name).read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.disk import BusyError, Disk
+from holdfast.errors import UnavailableError
 from holdfast.sql import SqliteStore
 from holdfast.store import MAX_OPERATIONS, Batch, CreateItem, Query, SetVariable
 from holdfast.testing import FakeClock
@@ -313,3 +314,72 @@ with SqliteStore(folder / "pod.db", KEY, clock=Standing()) as store:
         writer.communicate("\n")
         assert store.list_variables("s2") == {"late": True}
     assert writer.returncode == 0
+
+
+class Reading(threading.Thread):
+    """A thread that stands still in the middle of a read of a store until `go` is set."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        super().__init__()
+        self.store, self.inside, self.go = store, threading.Event(), threading.Event()
+        self.found: object = None
+        self.start()
+        assert self.inside.wait(60)
+
+    def run(self) -> None:
+        """Read how many items there are."""
+        with self.store._reading() as db:
+            self.inside.set()
+            assert self.go.wait(60)
+            self.found = db.execute("SELECT count(*) FROM item").get
+
+
+def test_closing_waits_for_a_read_of_another_thread_and_keeps_the_lock_for_it(pod: Path) -> None:
+    """Else a restore could move the file under the read. New reads and writes are refused meanwhile."""
+    store = open_store(pod)
+    reading = Reading(store)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    pause = threading.Event()
+    while not store._is_closed:
+        pause.wait(0.001)
+    try:
+        with pytest.raises(BusyError):
+            Disk().lock(pod / "pod.lock")
+        for use in (lambda: store.list_variables("s1"), lambda: store.apply(Batch((SetVariable("s2", "a", 1),)))):
+            with pytest.raises(UnavailableError, match="was closed"):
+                use()
+        assert closing.is_alive()
+    finally:
+        reading.go.set()
+        reading.join()
+        closing.join()
+    assert reading.found == 1
+    Disk().lock(pod / "pod.lock").release()
+
+
+def test_a_read_that_closing_does_not_wait_for_frees_the_lock_at_its_end(
+    pod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing is bounded; the file stays shut to those who want it alone for as long as it is read."""
+    store = open_store(pod)
+    monkeypatch.setattr("holdfast.sql.sqlite.WAIT_S", 0.01)
+    reading = Reading(store)
+    try:
+        store.close()
+        with pytest.raises(BusyError):
+            Disk().lock(pod / "pod.lock")
+    finally:
+        reading.go.set()
+        reading.join()
+    assert reading.found == 1
+    Disk().lock(pod / "pod.lock").release()
+
+
+def test_a_reader_keeps_less_in_memory_than_the_writer(pod: Path) -> None:
+    """There is one writer and there may be many readers; in KiB, negative as SQLite has it."""
+    with open_store(pod) as store:
+        assert store._writer is not None
+        assert store._writer.pragma("cache_size") == -65_536
+        with store._reading() as reader:
+            assert reader.pragma("cache_size") == -8_192

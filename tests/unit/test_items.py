@@ -9,6 +9,7 @@ from typing import Any, Optional
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from holdfast.errors import ConflictError, InvalidError
 from holdfast.items import (
@@ -474,3 +475,85 @@ def test_new_ids_differ_and_lie_together() -> None:
 def test_an_edge_is_a_value() -> None:
     """Its ends are items or ids."""
     assert Edge("a", "b", "knows") == Edge("a", "b", "knows") != Edge("b", "a", "knows")
+
+
+@pytest.mark.parametrize("name", [name for name in dir(BaseModel) if not name.startswith("_")])
+@pytest.mark.parametrize("is_edge", [False, True])
+def test_a_name_that_items_have_already_is_refused_or_does_no_harm(name: str, is_edge: bool) -> None:
+    """What was declared can be read, silently; what no class could have as a field cannot be declared."""
+    properties = {} if is_edge else {name: PropertyDefinition(Kind.TEXT)}
+    definition = TypeDefinition("Thing", properties, {name: ("Item",)} if is_edge else {})
+    if name.startswith("model_"):
+        with pytest.raises(InvalidError, match=f"'{name}' cannot name a property or edge of Thing: .* 'model_'"):
+            definition.checked()
+        return
+
+    made = class_of(definition.checked())
+    item = restore_item(made, "a", {} if is_edge else {name: "x"}, version=1)
+    assert definition_of(made) == definition
+    assert copy.deepcopy(item) == item
+    assert vars(made(**{name: [] if is_edge else "x"}))[name] == ([] if is_edge else "x")
+    assert repr(item) == ("Thing(id='a')" if is_edge else f"Thing(id='a', {name}='x')")
+    assert changes_of(item) == {}
+
+
+def test_a_dump_leaves_secrets_out() -> None:
+    """Also those of items in lists; an item that is made from a dump has nothing to say about them."""
+    dog = Dog("Rex", pin="1234", friend=[Dog("Tom", pin="5678")])
+
+    dump = dog.model_dump(exclude_none=True)
+    assert dump == {
+        "deleted": False, "name": "Rex", "owner": [], "seen": [],
+        "friend": [{"deleted": False, "name": "Tom", "owner": [], "friend": [], "seen": []}],
+    }  # fmt: skip
+    assert "1234" not in dog.model_dump_json()
+    assert "5678" not in dog.model_dump_json(serialize_as_any=True)
+    assert Dog(**dog.model_dump(exclude={"friend"})).pin is None
+    assert copy.deepcopy(dog).pin == pickle.loads(pickle.dumps(dog)).pin == "1234"
+
+
+def test_a_field_cannot_be_deleted() -> None:
+    """The message says how it is erased; the item is as it was."""
+    dog = Dog("Rex")
+    for name in ("name", "owner", "id"):
+        with pytest.raises(InvalidError, match=rf"Dog\.{name} cannot be deleted: assign None, or empty the list"):
+            delattr(dog, name)
+    assert repr(dog) == "Dog(name='Rex')"
+    with pytest.raises(AttributeError):
+        del dog.nothing  # type: ignore[attr-defined]
+
+
+def test_an_item_that_is_constructed_unchecked_is_an_item() -> None:
+    """Fields that were not given are empty; it was never written."""
+
+    class Must(Item):
+        name: str
+
+    item = Must.model_construct()
+    assert (item.name, item.id, item.deleted, repr(item)) == (None, None, False, "Must()")
+    assert changes_of(Dog.model_construct(name="Rex")) == {"name": "Rex"}
+    assert copy.copy(item) == item
+
+
+@pytest.mark.parametrize(
+    "before, after, changed",
+    [
+        (0.0, -0.0, True),
+        (-0.0, 0.0, True),
+        (-0.0, -0.0, False),
+        (1.5, 1.5, False),
+        (None, 0.0, True),
+        (0.0, None, True),
+    ],
+)
+def test_the_sign_of_nothing_is_a_difference(before: float | None, after: float | None, changed: bool) -> None:
+    """A store keeps it, so a change of it is written."""
+    dog = restore_item(Dog, "a", {} if before is None else {"weight": before}, version=1)
+    dog.weight = after
+    assert [*changes_of(dog)] == (["weight"] if changed else [])
+
+
+def test_a_value_that_cannot_be_shown_is_refused_like_any_other() -> None:
+    """The error is about the value, not about its repr."""
+    with pytest.raises(InvalidError, match=r"Dog\.age cannot be \[an integer of 16610 bits\]: it should be"):
+        Dog(age=[10**5000])  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Typed operations on a store: what is written, what comes back, and what an item knows afterwards."""
 
+import asyncio
 import re
 import threading
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import ConflictError, DeniedError, FencedError, InvalidError, NotFoundError, UnavailableError
-from holdfast.items import Account, Edge, Item, Person, Secret
+from holdfast.items import Account, Edge, Item, PersistentState, Person, Secret
+from holdfast.plugins import PodVariables
 from holdfast.pod import Pod
 from holdfast.runs import Fence
 from holdfast.store import (
@@ -597,7 +599,7 @@ def test_items_that_are_met_again_do_not_count(pod: Pod, clock: FakeClock) -> No
 
 def test_a_page_has_at_least_one_item(pod: Pod) -> None:
     """Said at once, not when the first page is read."""
-    with pytest.raises(InvalidError, match="a page cannot have 0 items: it has 1 at least"):
+    with pytest.raises(InvalidError, match="a page cannot have 0 items: it has a whole number of them, 1 at least"):
         pod.search_paginate({"type": "Dog"}, limit=0)
 
 
@@ -1258,6 +1260,128 @@ def test_blocks_do_not_nest(pod: Pod) -> None:
     assert [dog.name for dog in pod.search({"type": "Dog"})] == ["Rex"]
 
 
+def test_a_block_belongs_to_the_task_that_opened_it(pod: Pod) -> None:
+    """What other tasks write meanwhile is committed at once, be they started before the block or in it."""
+
+    async def create(name: str, *, after: asyncio.Event, done: asyncio.Event) -> None:
+        await after.wait()
+        pod.create(Dog(name))
+        done.set()
+
+    async def run() -> None:
+        opened, done, done_inside = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        before = asyncio.create_task(create("before", after=opened, done=done))
+        with pytest.raises(ZeroDivisionError), pod.transaction():  # noqa: PT012 -- the block is what raises
+            pod.create(Dog("mine"))
+            inside = asyncio.create_task(create("inside", after=opened, done=done_inside))
+            opened.set()
+            await done.wait()
+            await done_inside.wait()
+            await asyncio.to_thread(pod.create, Dog("in a thread"))
+            assert pod.block is not None
+            assert await asyncio.to_thread(lambda: pod.block) is None
+            raise ZeroDivisionError
+        await before
+        await inside
+
+    asyncio.run(run())
+    assert sorted(dog.name for dog in pod.search({"type": "Dog"})) == ["before", "in a thread", "inside"]  # type: ignore[attr-defined]
+
+
+def test_two_tasks_may_each_have_a_block_open(pod: Pod, store: Observed) -> None:
+    """Each is a batch of its own and one that is given up takes nothing of the other's; they do not nest either."""
+
+    async def run() -> None:
+        both = asyncio.Barrier(2)
+
+        async def keep() -> None:
+            with pod.transaction():
+                await both.wait()
+                pod.create(Dog("kept"))
+                await both.wait()
+                with pytest.raises(InvalidError, match="open in this task already"), pod.transaction():
+                    pytest.fail("entered")
+
+        async def give_up() -> None:
+            with pytest.raises(ZeroDivisionError), pod.transaction():  # noqa: PT012 -- the block is what raises
+                await both.wait()
+                pod.create(Dog("given up"))
+                await both.wait()
+                raise ZeroDivisionError
+
+        await asyncio.gather(keep(), give_up())
+
+    asyncio.run(run())
+    assert [dog.name for dog in pod.search({"type": "Dog"})] == ["kept"]  # type: ignore[attr-defined]
+    assert len(store.batches) == 1
+
+
+def test_a_coroutine_that_is_awaited_inside_a_block_writes_into_it(pod: Pod, store: Observed) -> None:
+    """It is the same task; what it did is there with the rest."""
+
+    async def create(name: str) -> None:
+        await asyncio.sleep(0)
+        pod.create(Dog(name))
+
+    async def run() -> None:
+        with pod.transaction():
+            await create("Rex")
+            await create("Tom")
+            assert store.batches == []
+
+    asyncio.run(run())
+    assert [len(batch.operations) for batch in store.batches] == [2]
+
+
+def test_variables_written_in_two_open_blocks_are_seen_by_their_own_block_only(pod: Pod) -> None:
+    """Each block reads what it wrote itself, however the two take turns; the Pod holds what was committed."""
+    variables = PodVariables(pod, pod.create(PersistentState(name="default")).id or "")
+    seen: dict[str, list[dict[str, Any]]] = {"a": [], "b": []}
+
+    async def run() -> None:
+        both = asyncio.Barrier(2)
+
+        async def write(name: str) -> None:
+            with pod.transaction():
+                for number in (1, 2):
+                    variables.put("", f"{name}{number}", number)
+                    await both.wait()
+                    seen[name].append(dict(variables.read("")))
+                await both.wait()  # before either is committed
+
+        await asyncio.gather(write("a"), write("b"))
+
+    asyncio.run(run())
+    assert seen == {"a": [{"a1": 1}, {"a1": 1, "a2": 2}], "b": [{"b1": 1}, {"b1": 1, "b2": 2}]}
+    assert variables.read("") == {"a1": 1, "a2": 2, "b1": 1, "b2": 2}
+    variables.load("")
+    assert variables.read("") == {"a1": 1, "a2": 2, "b1": 1, "b2": 2}
+
+
+def test_classes_that_a_block_declares_are_used_when_it_is_committed(pod: Pod) -> None:
+    """A block that is given up declares nothing, and nothing is read as its classes."""
+
+    class Bird(Item):
+        name: str | None = None
+
+    first_bird = Bird
+
+    class Bird(Item):  # type: ignore[no-redef]
+        name: str | None = None
+        wings: int | None = None
+
+    pod.add_to_schema(first_bird)
+    bird = pod.create(first_bird(name="Tweety"))
+    with pytest.raises(ZeroDivisionError), pod.transaction():  # noqa: PT012 -- the block is what raises
+        pod.add_to_schema(Bird)
+        raise ZeroDivisionError
+    assert type(pod.get(bird.id or "")) is first_bird
+
+    with pod.transaction():
+        pod.add_to_schema(Bird)
+    assert type(pod.get(bird.id or "")) is Bird
+
+
 def test_a_call_that_fails_inside_a_block_is_not_in_it(pod: Pod) -> None:
     """A program that catches the error commits the rest, and nothing else."""
     rex, tom = Dog("Rex"), Dog("Tom", owner=[Person()])
@@ -1437,6 +1561,42 @@ def test_threads_may_share_a_pod(pod: Pod) -> None:
     assert sorted(dog.name for dog in pod.search({"type": "Dog", "age": 100})) == sorted(
         f"{thread}-{number}" for thread in range(4) for number in range(25)
     )
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda pod: pod.search({5: 1}), "5 is no field of a search"),
+        (lambda pod: pod.search_paginate({}, limit="a"), "a page cannot have 'a' items: it has a whole number of them"),
+        (lambda pod: pod.search_paginate({}, limit=True), "a page cannot have True items"),
+        (lambda pod: pod.search_paginate({}, limit=1.5), "a page cannot have 1.5 items"),
+        (lambda pod: pod.bulk_action(create_items=None), "None cannot be written: a list is expected, each of it Item"),
+        (lambda pod: pod.bulk_action(create_edges=5), "5 cannot be written: a list is expected, each of it Edge"),
+        (lambda pod: pod.delete_items(None), "None cannot be written: a list is expected, each of it Item or str"),
+        (lambda pod: pod.create(Person.model_construct(firstName=5)), "firstName"),
+        (lambda pod: pod.create(Person.model_construct(firstName=[10**5000])), "firstName"),
+        (lambda pod: pod.create(Person.model_construct(id=5)), "has the id 5: an id is text"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(pod: Pod, call: Callable[[Any], Any], words: str) -> None:
+    """Whatever is given, the error is one of ours and names it."""
+    with pytest.raises(InvalidError, match=re.escape(words)):
+        call(pod)
+
+
+def test_an_item_that_is_constructed_unchecked_can_be_written(pod: Pod) -> None:
+    """The store checks what its constructor did not."""
+    ada = pod.create(Person.model_construct(firstName="Ada"))
+    assert pod.get(ada.id or "") == ada
+
+
+def test_a_date_that_was_read_can_be_searched_for(pod: Pod) -> None:
+    """Exactly, from it on, and before it; the dates of the store as well."""
+    ada = pod.create(Person(firstName="Ada", birthDate=datetime(1815, 12, 10, 1, 2, 3, 4567, tzinfo=UTC)))
+
+    assert pod.search({"type": "Person", "birthDate": ada.birthDate}) == [ada]
+    assert pod.search({"birthDate>=": ada.birthDate, "dateCreated": ada.dateCreated}) == [ada]
+    assert pod.search({"birthDate<": ada.birthDate}) == []
 
 
 # -- journeys ---------------------------------------------------------------------------------------------------------

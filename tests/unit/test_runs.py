@@ -134,13 +134,21 @@ def test_released_and_ended_leases_are_held_by_nobody() -> None:
         assert free.ended() == free.cancelled() == free
 
 
+def test_a_release_may_be_repeated_and_nothing_else_after_it() -> None:
+    """Its reply may have been lost; but the right is gone."""
+    free = HELD.released(HELD.fence)
+    assert free.released(HELD.fence) == free
+    for use in (lambda: free.check(HELD.fence), lambda: free.renewed(HELD.fence, now_ms=0, duration_ms=1)):
+        with pytest.raises(FencedError, match=r"was taken from it \(epoch 1, not 1\)"):
+            use()
+
+
 @pytest.mark.parametrize(
     "lease, words",
     [
         (Lease(state="s", epoch=2, holder="h2", run="r2"), r"was taken over by run 'r2' \(epoch 2, not 1\)"),
         (Lease(state="s", epoch=1, holder="h2", run="r2"), r"was taken over by run 'r2' \(epoch 1, not 1\)"),
         (HELD.ended(), r"was taken from it \(epoch 2, not 1\)"),
-        (HELD.released(HELD.fence), r"was taken from it \(epoch 1, not 1\)"),
         (FREE, r"was taken from it \(epoch 0, not 1\)"),
     ],
 )

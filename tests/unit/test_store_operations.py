@@ -178,10 +178,10 @@ def test_what_is_no_batch_is_refused(text: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     "operation, size",
     [
-        (DeleteItem("i"), 96),
-        (CreateEdge("i", "e", "j"), 96),
-        (CreateItem("i", "T", {"a": "xyz", "b": 1, "c": "é"}), 96 + 19 + 16 + 18),
-        (UpdateItem("i", {"a": None, "b": "\ud800"}), 96 + 16 + 17),
+        (DeleteItem("i"), 96 + 17),
+        (CreateEdge("i", "e", "j"), 96 + 17 + 17 + 17),
+        (CreateItem("i", "T", {"a": "xyz", "b": 1, "c": "é"}), 96 + 20 + 17 + 19),
+        (UpdateItem("i", {"a": None, "b": "\ud800"}), 96 + 17 + 18),
         (SetVariable("s", "n", "xy"), 96 + 17 + 17 + 18 + 16 + 16),
         (SetVariable("s", "n", 1, expected=Expected("xy")), 96 + 17 + 17 + 16 + 16 + 18),
         (AnswerQuestion("q", "é"), 96 + 17 + 18),
@@ -215,4 +215,4 @@ def test_what_is_too_much_is_refused_with_its_size() -> None:
     mib = 1024 * 1024
     with pytest.raises(InvalidError, match=r"number 1, set_variable, with 63\.0 MiB") as caught:
         Batch((set_variable(mib), set_variable(63 * mib), DeleteItem("i")))
-    assert caught.value.facts == {"bytes": 64 * mib + 96, "max_bytes": 64 * mib, "operation": 1}
+    assert caught.value.facts == {"bytes": 64 * mib + 96 + 17, "max_bytes": 64 * mib, "operation": 1}

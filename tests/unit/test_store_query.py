@@ -1,6 +1,7 @@
 """How the fields of a search are read."""
 
 import math
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -46,6 +47,11 @@ def where(property_: str, comparison: str, value: Any) -> Condition:
         ({"weight": 3}, Query(conditions=(where("weight", "==", 3.0),))),
         ({"good": False}, Query(conditions=(where("good", "==", False),))),
         ({"born<": -1}, Query(conditions=(where("born", "<", -1),))),
+        ({"born": datetime(1970, 1, 1, 0, 0, 1, 999, tzinfo=UTC)}, Query(conditions=(where("born", "==", 1000),))),
+        ({"type": "Dog", "born>=": datetime(1970, 1, 1, 1, tzinfo=timezone(timedelta(hours=1)))},
+         Query(type="Dog", conditions=(where("born", ">=", 0),))),
+        ({"dateCreated<": datetime(1969, 12, 31, 23, 59, 59, 999_500, tzinfo=UTC)},
+         Query(conditions=(where("dateCreated", "<", -1),))),
         ({"name": None}, Query(conditions=(where("name", "==", None),))),
         ({"age": 3}, Query(conditions=(where("age", "==", 3),))),
         ({"age": "old"}, Query(conditions=(where("age", "==", "old"),))),
@@ -68,6 +74,15 @@ def test_fields_are_read_as_the_pods_api_means_them(fields: dict[str, Any], quer
 @pytest.mark.parametrize(
     "fields, error, words",
     [
+        ({5: 1}, InvalidError, "5 is no field of a search: a field is named by text"),
+        ({None: 1}, InvalidError, "None is no field of a search"),
+        (
+            {"born": datetime(2020, 1, 1, tzinfo=UTC).replace(tzinfo=None)},
+            InvalidError,
+            "'born' in a search cannot be .*a datetime needs a time zone",
+        ),
+        ({"age": datetime(2020, 1, 1, tzinfo=UTC)}, InvalidError, "'age' in a search cannot be datetime"),
+        ({"born": [10**5000]}, InvalidError, r"'born' in a search cannot be \[an integer of 16610 bits\]"),
         ({"type": "Bird"}, InvalidError, "type 'Bird' is not declared"),
         ({"type": 1}, InvalidError, "'type' of a search cannot be 1: it must be the name of a type"),
         ({"type": "Dog", "colour": "red"}, InvalidError, "Dog has no property 'colour'; it has age, born"),

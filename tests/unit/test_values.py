@@ -52,9 +52,43 @@ def test_a_value_is_shown_short_and_printable() -> None:
     assert shown(1.5) == "1.5"
     assert shown("\ud800\0") == r"'\ud800\x00'"
     assert shown("x" * 201) == "'" + "x" * 48 + "'… (201 characters)"
-    assert shown([1] * 100) == "[" + "1, " * 16 + "1… (300 characters)"
+    assert shown([1] * 100) == "[1, 1, 1, 1, 1, 1, …]"
+    assert shown(["x" * 40] * 3) == "['" + "x" * 40 + "', 'xxxx… (132 characters)"
+    assert shown(b"x" * 10**6) == "b'" + "x" * 48 + "'… (1000000 bytes)"
+    assert shown({"a": [b"x" * 100]}) == "{'a': [b'" + "x" * 48 + "'… (100 bytes)]}"
     assert shown(2**63) == "9223372036854775808"
     assert shown(10**5000) == "an integer of 16610 bits"
+    assert shown([10**5000]) == "[an integer of 16610 bits]"
+
+
+def test_what_cannot_be_shown_is_shown_as_its_type() -> None:
+    """An error message is made whatever the value does when it is asked for its repr, itself or inside another."""
+
+    class Shy:
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+    class Numbers(list[int]):
+        pass
+
+    class Odd:
+        def __repr__(self) -> Any:
+            return 5
+
+    assert shown(Shy()) == "<Shy>"
+    assert shown([Shy()]) == "<list>"
+    assert shown(Odd()) == "<Odd>"
+    assert shown(Numbers([10**5000])) == "<Numbers>"
+    with pytest.raises(InvalidError, match="it cannot be <Shy>: it is Shy, not text"):
+        check(Shy(), "it")
+
+
+def test_what_a_class_calls_itself_is_not_what_it_is() -> None:
+    """A class named as a built-in one, or derived from one, is shown as far as it can be."""
+    impostor = type("int", (), {})
+    text = type("Text", (str,), {})("x" * 10**6)
+    assert shown(impostor()) == "<int>"
+    assert shown(text) == "'" + "x" * 48 + "'… (1000000 characters)"
 
 
 @pytest.mark.parametrize(

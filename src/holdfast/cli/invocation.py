@@ -27,7 +27,7 @@ STOPPED: Final = 130
 """How a shell names the end by Ctrl-C; also the answer "no" to a question."""
 CLOSED_PIPE: Final = 141
 """How a shell names the end by a reader that has gone, as in ``holdfast items search | head``."""
-_MAX_EXIT_S: Final = 10.0
+_MAX_EXIT_S: Final = 5.0
 """How long what is to be done at exit may take, before the process ends without it."""
 
 

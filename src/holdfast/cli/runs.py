@@ -11,9 +11,10 @@ from holdfast.cli.drawing import draw, escaped
 from holdfast.cli.invocation import Call, with_common_options
 from holdfast.errors import NotFoundError
 
-# As in `items`: help needs neither the database nor pydantic.
+# As in `items`: help needs neither the database nor pydantic, so each command imports them itself.
 if TYPE_CHECKING:
-    from holdfast.store import ItemRow, Store
+    from holdfast.sql import SqliteStore
+    from holdfast.store import Store
 
 _COLUMNS = ["id", "plugin", "state", "status", "progress", "written", "error"]
 
@@ -31,13 +32,12 @@ def command() -> None:
 @click.pass_obj
 def list_(call: Call, limit: int, *, is_unfinished: bool) -> None:
     """List runs, the one that was written last first."""
-    from holdfast.context import open_store
     from holdfast.engine import FINISHED
     from holdfast.store import Query
 
-    with open_store(call.settings()) as store:
+    with _open(call) as store:
         wanted = Query(type="PluginRun", is_descending=True, limit=None if is_unfinished else limit)
-        found = [_document(store, each.item) for each in store.search(wanted)]
+        found = [_describe(store, each.item.id) for each in store.search(wanted)]
     if is_unfinished:
         found = [each for each in found if each["status"] not in FINISHED][:limit]
     if call.is_json:
@@ -52,15 +52,13 @@ def list_(call: Call, limit: int, *, is_unfinished: bool) -> None:
 @click.pass_obj
 def show(call: Call, run: str) -> None:
     """Show one run: where it is, who has its plugin state, where its log is."""
-    from holdfast.context import open_store
-    from holdfast.engine import find_lease, get_run_row
+    from holdfast.engine import find_lease
 
-    settings = call.settings()
-    with open_store(settings) as store:
-        found = _document(store, get_run_row(store, run))
+    with _open(call) as store:
+        found = _describe(store, run)
         lease = find_lease(store, run)
         left_s = None if lease is None else max(0, lease.expires_ms - store.now_ms()) // 1000
-    found |= {"works_for_s": left_s, "log": str(settings.run_log_path(run))}
+    found |= {"works_for_s": left_s, "log": str(call.settings().run_log_path(run))}
     if call.is_json:
         call.answer(found, "")
     else:
@@ -74,13 +72,9 @@ def show(call: Call, run: str) -> None:
 @click.pass_obj
 def logs(call: Call, run: str, lines: int | None) -> None:
     """Print what a run has logged, in all its attempts."""
-    from holdfast.context import open_store
-    from holdfast.engine import get_run_row
-
-    settings = call.settings()
-    with open_store(settings) as store:
-        get_run_row(store, run)  # the name of a file is made of what the Pod knows only
-    path = settings.run_log_path(run)
+    with _open(call) as store:
+        _describe(store, run)  # the name of a file is made of nothing but what the Pod knows
+    path = call.settings().run_log_path(run)
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             said = (line.rstrip("\n") for line in (file if lines is None else deque(file, lines)))
@@ -101,13 +95,11 @@ def logs(call: Call, run: str, lines: int | None) -> None:
 @click.pass_obj
 def abort(call: Call, run: str, *, wait_s: float, is_now: bool) -> None:
     """Abort a run: ask it to stop; if it does not in time, stop it from writing anything more."""
-    from holdfast.context import open_store
-    from holdfast.engine import abort as abort_run
+    from holdfast import engine
 
-    settings = call.settings()
-    with open_store(settings) as store:
-        is_forced = abort_run(store, run, locks=settings.locks_path, wait_s=0 if is_now else wait_s)
-        found = _document(store, _get(store, run))
+    with _open(call) as store:
+        is_forced = engine.abort(store, run, locks=call.settings().locks_path, wait_s=0 if is_now else wait_s)
+        found = _describe(store, run)
     how = ": it was not asked, or did not answer, and can write no more" if is_forced else ""
     call.answer(found | {"is_forced": is_forced}, f"Run {run} is {found['status']}{how}.")
 
@@ -118,27 +110,28 @@ def abort(call: Call, run: str, *, wait_s: float, is_now: bool) -> None:
 @click.pass_obj
 def retry(call: Call, run: str) -> None:
     """Make a run that ended as error or aborted ready, to be carried on from what it had saved."""
+    from holdfast import engine
+
+    with _open(call) as store:
+        engine.retry(store, run)
+        found = _describe(store, run)
+    call.answer(found, f'Run {run} is ready; the next "holdfast run" of its plugin state carries it on.')
+
+
+def _open(call: Call) -> SqliteStore:
     from holdfast.context import open_store
-    from holdfast.engine import retry as retry_run
 
-    with open_store(call.settings()) as store:
-        retry_run(store, run)
-        found = _document(store, _get(store, run))
-    call.answer(found, f'Run {run} is ready; "run_plugin --plugin_run_id {run}" carries it on.')
+    return open_store(call.settings())
 
 
-def _get(store: Store, run: str) -> ItemRow:
-    from holdfast.engine import get_run_row
-
-    return get_run_row(store, run)
-
-
-def _document(store: Store, row: ItemRow) -> dict[str, Any]:
-    from holdfast.engine import find_state
+def _describe(store: Store, run: str) -> dict[str, Any]:
+    """Return a run as it is shown to people and programs alike; NotFoundError if there is none."""
+    from holdfast.engine import find_state, get_run_row
     from holdfast.runs import status_of
     from holdfast.values import from_ms
 
-    has, state = row.properties.get, find_state(store, row.id)
+    row, state = get_run_row(store, run), find_state(store, run)
+    has = row.properties.get
     return {
         "id": row.id,
         "plugin": f"{has('pluginModule')}:{has('pluginName')}",

@@ -73,11 +73,12 @@ def abort(store: Store, run: str, *, locks: Path, wait_s: float, wait: Callable[
     if status in FINISHED and status is not Status.ABORTED:
         raise ConflictError(f"run {run!r} is {status} and cannot be aborted", run=run, status=str(status))
     lease = find_lease(store, run)
-    if lease is not None and wait_s > 0 and not _is_dead(lease, locks):
+    if lease is not None and wait_s > 0:
         store.apply(Batch((CancelLease(lease.state),)))
         until = time.monotonic() + wait_s
-        while (lease := find_lease(store, run)) is not None and time.monotonic() < until:
+        while lease is not None and not _is_dead(lease, locks) and time.monotonic() < until:
             wait(_LOOK_EVERY_S)
+            lease = find_lease(store, run)
     if _status(store, run) in FINISHED:  # it came to its end meanwhile, aborted or done
         return False
     take = () if lease is None else (EndLease(lease.state),)

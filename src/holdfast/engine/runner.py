@@ -234,21 +234,20 @@ class Runner:
         if self._is_over.wait(self._timing.grace_s):
             return
         _log.warning("run.interrupted", extra={"run": self._run})
-        if self._is_listening():  # a signal ends a blocking call as well
+        if self._thread_id == threading.main_thread().ident and callable(signal.getsignal(signal.SIGTERM)):
+            # A signal ends a blocking call as well, and waits for a commit.
             signal.pthread_kill(self._thread_id, signal.SIGTERM)
-        else:
-            cancelled = ctypes.py_object(Cancelled)  # `_stop_with` says why
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), cancelled)
-        if self._is_over.wait(self._timing.grace_s):
+            if self._is_over.wait(self._timing.grace_s / 2):
+                return
+        cancelled = ctypes.py_object(Cancelled)  # `_stop_with` says why
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), cancelled)
+        if self._is_over.wait(self._timing.grace_s / 2):
             return
         _log.error("run.killed", extra={"run": self._run})
         logging.shutdown()
         # Nothing more is written: an aborted run is ended by its owner, a fenced one is somebody else's, and the
         # lease of a released one lapses.
         os._exit(FencedError.exit_code if self._signal is None else 128 + self._signal)
-
-    def _is_listening(self) -> bool:
-        return self._thread_id == threading.main_thread().ident and signal.getsignal(signal.SIGTERM) == self._on_signal
 
     @contextmanager
     def _listening(self) -> Generator[None]:

@@ -41,6 +41,10 @@ class PluginBase:
     """The item types that this plugin adds to the Pod."""
 
     Config: ClassVar[type[PluginConfig] | None] = None
+    """What a configuration must be like, if the constructor does not say it."""
+
+    config: Any
+    """The configuration, as ``Config`` validated it; its type is the subclass's own, so that checkers leave it open."""
 
     def __init__(self, pluginRun: PluginRun | None = None, client: Pod | None = None, **kwargs: Any) -> None:  # noqa: N803
         if pluginRun is None:

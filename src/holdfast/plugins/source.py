@@ -152,7 +152,8 @@ def _import(name: str, folder: Path | None, file: Path | None) -> ModuleType:
         raise NotFoundError(f"there is no module {shown(name)}: that is no name of one", module=shown(name))
     try:
         spec = _find(name)
-        if spec is None and folder is not None and str(folder) not in sys.path:
+        # A folder that happens to be called so, a namespace package without a file, hides nothing either.
+        if (spec is None or spec.origin is None) and folder is not None and str(folder) not in sys.path:
             sys.path.append(str(folder))
             importlib.invalidate_caches()
             spec = _find(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from weakref import WeakKeyDictionary
 
 from holdfast.pod import Pod
 from holdfast.store import DeleteVariable, SetVariable
@@ -25,17 +26,19 @@ class PodVariables:
         self._client = client
         self._state = state
         self._views: dict[str, dict[str, Value]] = {}
-        self._block: object = None
-        self._pending: dict[str, dict[str, Value | None]] = {}
+        self._pending: WeakKeyDictionary[object, dict[str, dict[str, Value | None]]] = WeakKeyDictionary()
+        """What each open block has written, by block: threads and tasks may each have one open at the same time."""
 
     def read(self, namespace: str) -> Mapping[str, Value]:
-        """Return the variables, with what the open block of this thread has written to them."""
+        """Return the variables, with what the open block of this thread or task has written to them."""
         view = self._views.get(namespace)
         if view is None:
             view = self._views[namespace] = dict(self._client.variables(self._state, namespace))
-        if self._block is None or self._client.block is not self._block or namespace not in self._pending:
+        block = self._client.block
+        pending = {} if block is None else self._pending.get(block, {}).get(namespace, {})
+        if not pending:
             return view
-        merged = {**view, **self._pending[namespace]}
+        merged = {**view, **pending}
         return {name: value for name, value in merged.items() if value is not None}
 
     def find(self, namespace: str, name: str) -> Value | None:
@@ -62,9 +65,7 @@ class PodVariables:
         """Do nothing: what is written is durable."""
 
     def _collect(self, namespace: str, changes: Mapping[str, Value | None]) -> None:
-        if self._client.block is not self._block:  # what an earlier block left behind is committed, or never was
-            self._block, self._pending = self._client.block, {}
-        pending = self._pending.setdefault(namespace, {})
+        pending = self._pending.setdefault(self._client.block, {}).setdefault(namespace, {})
         for name, value in changes.items():
             if value is None:
                 operation = DeleteVariable(self._state, name, namespace)

@@ -6,6 +6,7 @@ items turn into operations is `holdfast.pod.draft`'s. What a store is made of, a
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 from holdfast.errors import InvalidError, NotFoundError
+from holdfast.interrupts import uninterrupted
 from holdfast.items import (
     ANY_TYPE,
     BUILT_IN,
@@ -54,12 +56,23 @@ _Made = dict[tuple[str, type[Item]], Item]
 """The items of one answer, by id and class: an item that occurs twice in it is one object."""
 
 
+class _Blocks(threading.local):
+    """The open transactions of each thread, by the task that opened them; None is the thread outside of any task.
+
+    No context variable: a task inherits those of the one that starts it, and must not inherit its block.
+    """
+
+    def __init__(self) -> None:
+        self.by_task: dict[asyncio.Task[Any] | None, Draft] = {}
+
+
 class Pod:
     """Items and edges in a store, as Python objects.
 
     Several threads may use one Pod at once, but not one item. Every write is one batch: when the call returns it
     survives the death of this process and the loss of power, and when it raises nothing was written and its items are
-    as they were, without an id if they had none. Two exceptions: `bulk_action` outside a transaction writes in parts;
+    as they were, without an id if they had none. Three exceptions: `bulk_action` outside a transaction writes in parts;
+    a KeyboardInterrupt that comes while a batch is committed is raised after that, and the items know it is there;
     and after UnavailableError (a lost reply is one) the batch is there whole or not at all. To repeat a `create`
     safely, give the item its id beforehand: a second attempt is then a ConflictError, not a second item.
 
@@ -74,7 +87,7 @@ class Pod:
     def __init__(self, store: Store, *, fence: Fence | None = None) -> None:
         self._store = store
         self._fence = fence
-        self._thread = threading.local()
+        self._blocks = _Blocks()
         self._lock = threading.Lock()
         self._schema: Schema | None = None
         """As last read: good enough to make sense of what is read, and never believed for a write."""
@@ -86,7 +99,8 @@ class Pod:
         """Declare item types in the Pod, and read items of these types as these classes from now on.
 
         The types that their edges lead to are declared with them. What the Pod knows is not written again, so every
-        start of a program may call this; what is new is added. An item stands for its class.
+        start of a program may call this; what is new is added. An item stands for its class. Inside a transaction
+        what is new is declared, and the classes are used, from the end of the block on.
 
         Raises:
             ConflictError: The Pod holds another definition; the message names both. Nothing was added.
@@ -105,12 +119,13 @@ class Pod:
             ahead += led_to
         schema = self._read_schema()
         new = tuple(each for each in map(definition_of, reached) if schema.joined((each,)) is not schema)
-        if new:
-            self.add(DeclareTypes(new))
-        for cls in reached:
-            # A class that is merely led to takes no other's place but a built-in one's.
-            if cls in given or self._classes.get(cls.__name__, cls) in (cls, *BUILT_IN):
-                self._classes[cls.__name__] = cls
+        # A class that is merely led to takes no other's place but a built-in one's.
+        used = [cls for cls in reached if cls in given or self._classes.get(cls.__name__, cls) in (cls, *BUILT_IN)]
+        by_name = {cls.__name__: cls for cls in used}
+        if new:  # what a block declares and then gives up is nothing to read by
+            self.add(DeclareTypes(new), lambda _: self._classes.update(by_name))
+        else:
+            self._classes.update(by_name)
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -169,8 +184,9 @@ class Pod:
         Raises:
             InvalidError, DeniedError: As `search`; at once, not with the first list.
         """
-        if limit < 1:
-            raise InvalidError(f"a page cannot have {shown(limit)} items: it has 1 at least", limit=shown(limit))
+        if type(limit) is not int or limit < 1:
+            message = f"a page cannot have {shown(limit)} items: it has a whole number of them, 1 at least"
+            raise InvalidError(message, limit=shown(limit))
         return self._pages(self._query(fields), limit)
 
     def get_edges(self, item: Item | str, direction: Direction | str = Direction.OUTGOING) -> list[Edge]:
@@ -332,34 +348,37 @@ class Pod:
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """Collect what this thread writes through this Pod, and write it as one batch at the end of the block.
+        """Collect what is written through this Pod from here on, and write it as one batch at the end of the block.
 
         Reads inside the block see what is committed, not what the block will write. An item that is created in it has
         its id at once, and its dates after the block. An exception discards the block: nothing is written, and the
         items are as they were, ids and differences included (what the program assigned stays assigned). So does a
         refusal by the store, which the ``with`` statement raises.
 
-        The block belongs to the thread that opened it: writes by other threads are batches of their own meanwhile.
+        The block belongs to the thread that opened it, and within asyncio to the task. Writes by others meanwhile are
+        batches of their own, also by a thread or task that is started inside the block: it may outlive it.
 
         Raises:
-            InvalidError: A block is open in this thread already: they do not nest. From a write inside the block: it
-                does not fit into one batch any more; it is not in the block, those before it are.
+            InvalidError: This thread or task has a block open already: they do not nest. From a write inside the
+                block: it does not fit into one batch any more; it is not in the block, those before it are.
         """
-        if self._block() is not None:
-            raise InvalidError("a transaction is open in this thread already, and transactions do not nest")
-        draft = self._thread.draft = Draft(self._widening)
+        blocks, task = self._blocks.by_task, _current_task()
+        if task in blocks:
+            where = "thread" if task is None else "task"
+            raise InvalidError(f"a transaction is open in this {where} already, and transactions do not nest")
+        draft = blocks[task] = Draft(self._widening)
         try:
             yield
         except BaseException:
             draft.undo()
             raise
         finally:
-            self._thread.draft = None
+            del blocks[task]  # of the one that opened it, whoever ends it: a generator may be closed by another task
         self._commit(draft)
 
     @property
     def block(self) -> object | None:
-        """The open transaction of this thread, to tell one from another; None outside of any."""
+        """The open transaction of this thread or task, to tell one from another; None outside of any."""
         return self._block()
 
     def variables(self, state: str, namespace: str = "") -> Mapping[str, Value]:
@@ -449,7 +468,7 @@ class Pod:
     # -- from drafts to batches ---------------------------------------------------------------------------------------
 
     def _block(self) -> Draft | None:
-        return getattr(self._thread, "draft", None)
+        return self._blocks.by_task.get(_current_task())
 
     @contextmanager
     def _drafting(self, *, in_parts: bool = False, on_progress: _Progress = None) -> Generator[Draft]:
@@ -471,7 +490,7 @@ class Pod:
         total, committed = len(draft.operations), 0
         try:
             for batch in draft.batches(self._fence, in_parts=in_parts):
-                with _no_garbage_collection():
+                with uninterrupted(), _no_garbage_collection():  # no Ctrl-C between the commit and the news of it
                     results = self._store.apply(batch)
                     start, committed = committed, committed + len(results)
                     draft.settle(start, results)
@@ -500,6 +519,13 @@ class Pod:
         return DeclareTypes((TypeDefinition(type_, edges={name: (target_type,)}),))
 
 
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
+
+
 @contextmanager
 def _no_garbage_collection() -> Generator[None]:
     """Make no full collections while many objects are made that all stay: each would walk every item there is."""
@@ -514,8 +540,9 @@ def _no_garbage_collection() -> Generator[None]:
 
 def _listed(values: Iterable[T], *kinds: type[Any]) -> list[T]:
     """Return what one call is about; text and items can be iterated over as well, and are never meant so."""
-    is_one = isinstance(values, str | Item | Edge)
-    listed = list(values)
+    given: Any = values  # callers may be untyped
+    is_one = isinstance(given, str | Item | Edge) or not isinstance(given, Iterable)
+    listed: list[T] = [] if is_one else list(values)
     for value in [values] if is_one else listed:
         if is_one or not isinstance(value, kinds):
             words = " or ".join(kind.__name__ for kind in kinds)

@@ -77,7 +77,7 @@ class Draft:
             raise ConflictError(message, id=item.id)
         values = vars(item)
         given: str | None = values["id"]
-        id_ = given or new_id()
+        id_ = new_id() if given is None else id_of(item, "a new item")
         properties = properties_of(item)
         memory = _NEW if given is None else (given, None, _NEW[2])
         # First how to undo, then what is to be undone: this may be interrupted anywhere.
@@ -230,10 +230,12 @@ def _put_origin(item: Item, origin: Origin | None) -> None:
 
 def id_of(item: Item | str, what: str) -> str:
     """Return the id of ``item``, or itself if it is one; InvalidError, which begins with ``what``, if it has none."""
-    id_ = item if isinstance(item, str) else getattr(item, "id", None)
+    id_: Any = item if isinstance(item, str) else getattr(item, "id", None)
     if id_ is None:
         message = f"{what}, {shown(item)}, has no id: create it first, or in the same bulk_action"
         raise InvalidError(message, value=shown(item))
+    if not isinstance(id_, str):  # of an item that was constructed unchecked
+        raise InvalidError(f"{what}, {shown(item)}, has the id {shown(id_)}: an id is text", value=shown(item))
     return id_
 
 

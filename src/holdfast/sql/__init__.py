@@ -6,9 +6,9 @@ means is evaluated by `holdfast.store`.
 
 from __future__ import annotations
 
-from holdfast.sql.backup import Backup, back_up, finish_restore, restore
+from holdfast.sql.backup import Backup, back_up, restore, sharing_pod
 from holdfast.sql.keyring import Keyring
 from holdfast.sql.migration import FORMAT
 from holdfast.sql.sqlite import SqliteStore
 
-__all__ = ["FORMAT", "Backup", "Keyring", "SqliteStore", "back_up", "finish_restore", "restore"]
+__all__ = ["FORMAT", "Backup", "Keyring", "SqliteStore", "back_up", "restore", "sharing_pod"]

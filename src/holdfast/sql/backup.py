@@ -3,10 +3,12 @@
 A backup is a folder with the encrypted file and its envelope: the owner's key opens it, anywhere.
 
 The failure argument. A backup is built in a temporary folder, checked, flushed and renamed: a process that dies leaves
-what the next backup sweeps away, never half a backup under its name. A restore checks the backup first, holds the
+that folder, ``.tmp-`` and 16 digits, never half a backup under its name. Nothing sweeps it away: the place is the
+user's, and what is called like that there need not be ours. A restore checks the backup first, holds the
 Pod's lock alone, and builds all of it in a folder `NAME.restoring`, which appears with one rename: before, nothing is
-changed; from then on whoever opens the Pod first carries the restore to its end (`finish_restore`), and nobody sees a
-Pod with another's log, or none where one was.
+changed; from then on whoever gets the Pod's lock first carries the restore to its end, and nobody sees a Pod with
+another's log, or none where one was. For this everybody takes the lock with `lock_pod` or `sharing_pod`, and looks at
+the Pod's files only inside: what was seen before says nothing, for a restore may have moved them while one waited.
 """
 
 # apsw's stubs speak of a Buffer that Python 3.11 does not know.
@@ -15,14 +17,15 @@ Pod with another's log, or none where one was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import apsw
 
-from holdfast.disk import BusyError, Disk
+from holdfast.disk import BusyError, Disk, Lock
 from holdfast.errors import DamagedError, NotFoundError, UnavailableError
 from holdfast.keys import Envelope, Identity, read_envelope
 from holdfast.sql.faults import translated
@@ -34,7 +37,12 @@ _log: Final = logging.getLogger(__name__)
 FILE: Final = "pod.db"
 ENVELOPE: Final = "pod.json"
 _REPLACED: Final = "replaced"
-_WAIT_S: Final = 30.0
+WAIT_S: Final = 30.0
+"""How long a Pod's lock is waited for."""
+
+PAUSE_S: Final = 0.2
+"""How long the lock is waited for alone, before looking whether somebody else did what needs it."""
+
 _PAGES: Final = 512
 """Copied between two reports of progress: 2 MiB."""
 
@@ -68,14 +76,12 @@ def back_up(
     Raises:
         ConflictError: ``target`` exists.
         DamagedError: The copy does not check; nothing is left of it.
-        UnavailableError: The disk is full; nothing is left of it.
+        UnavailableError: The disk is full, or the Pod is being restored or migrated; nothing is left of it.
     """
     disk = disk or Disk()
-    finish_restore(source, disk=disk)
-    envelope = read_envelope(source.with_suffix(".json"), disk=disk)
     disk.put_folder(target.parent)
-    disk.sweep(target.parent)
-    with disk.temporary_folder(target.parent) as folder:
+    with sharing_pod(source, disk=disk), disk.temporary_folder(target.parent) as folder:
+        envelope = read_envelope(source.with_suffix(".json"), disk=disk)
         copy_file(source, key, folder / FILE, disk=disk, on_progress=on_progress)
         disk.create(folder / ENVELOPE, envelope.to_json())
         found = examine(folder / FILE, key, envelope, target)
@@ -104,7 +110,7 @@ def copy_file(source: Path, key: bytes, target: Path, *, disk: Disk, on_progress
             reader.execute("COMMIT")
             writer.pragma("journal_mode", "delete")  # one file, without companions
         finally:
-            reader.close()
+            close_unchanged(reader, source)
             writer.close()
     disk.sync_file(target)
 
@@ -161,16 +167,58 @@ def restore(
         return _finish(target, disk)
 
 
-def finish_restore(target: Path, *, disk: Disk) -> None:
-    """Carry a restore to its end whose process died; nothing happens if there is none.
+def lock_pod(target: Path, *, disk: Disk, alone_s: float = 0) -> Lock:
+    """Return the lock of the Pod in ``target``, with no restore half done: one whose process died is finished first.
+
+    Args:
+        target: The Pod's file, which need not be there; its folder must.
+        disk: Where it lies.
+        alone_s: How long to wait for a lock that nobody shares; after that it is a shared one.
 
     Raises:
-        UnavailableError: Another process is about it; or the disk is full or failing.
+        BusyError: Somebody had it alone for `WAIT_S`.
+        UnavailableError: The disk is full or failing.
     """
-    if not _restoring(target).exists():
-        return
-    with disk.lock(target.with_suffix(".lock"), wait_s=_WAIT_S):
-        _finish(target, disk)
+    path = target.with_suffix(".lock")
+    for _ in range(round(WAIT_S / PAUSE_S)):
+        try:
+            lock = disk.lock(path, wait_s=alone_s)
+        except BusyError:
+            lock = disk.lock(path, shared=True, wait_s=WAIT_S)
+        try:
+            if not _restoring(target).exists():
+                return lock
+            if not lock.is_shared:
+                _finish(target, disk)
+                return lock
+        except BaseException:
+            lock.release()
+            raise
+        # Several waited for the process that died, and one of them must be alone. An upgrade would not do: whoever
+        # finishes the restore shares the lock from then on, for as long as it uses the Pod.
+        lock.release()
+        alone_s = PAUSE_S
+    message = f"the lock on {str(path)!r} was shared by others for {WAIT_S:.0f} s while a restore is to be finished"
+    raise BusyError(message, path=str(path))
+
+
+@contextmanager
+def sharing_pod(target: Path, *, disk: Disk) -> Generator[None]:
+    """Keep the Pod in ``target`` from being restored or migrated inside the block; others use it meanwhile.
+
+    Do not open a Pod that is still to be made inside: that needs the lock alone.
+
+    Raises:
+        BusyError, UnavailableError: As `lock_pod` says.
+    """
+    # Never alone, not even for a moment: an opener that cannot have it alone would not check the file.
+    with disk.lock(target.with_suffix(".lock"), shared=True, wait_s=WAIT_S):
+        if not _restoring(target).exists():
+            yield
+            return
+    with lock_pod(target, disk=disk) as lock:
+        lock.downgrade()
+        yield
 
 
 def _restoring(target: Path) -> Path:
@@ -180,7 +228,8 @@ def _restoring(target: Path) -> Path:
 def _finish(target: Path, disk: Disk) -> Path | None:
     """Put what is in the folder of a restore into its place, under the lock; return where the former Pod is kept.
 
-    Each step is one rename, and what is left to do can be seen from what is left in the folder.
+    Each step is one rename, and what is left to do can be seen from what is left in the folder. Files that somebody
+    made meanwhile under the Pod's names are in nobody's way: they are set aside.
     """
     restoring = _restoring(target)
     if not restoring.exists():
@@ -190,15 +239,25 @@ def _finish(target: Path, disk: Disk) -> Path | None:
     if (restoring / ENVELOPE).exists():
         # Until the new envelope is in place all files under the Pod's names are the former one's.
         for name in (f"{target.name}-wal", f"{target.name}-shm", envelope_path.name, target.name):
-            if target.with_name(name).exists():
-                disk.rename(target.with_name(name), replaced / name)
+            _set_aside(target.with_name(name), replaced, disk)
         disk.rename(restoring / ENVELOPE, envelope_path)
     if (restoring / FILE).exists():
+        _set_aside(target, replaced, disk)
         disk.rename(restoring / FILE, target)
     aside = _keep_replaced(target, replaced, disk)
     disk.delete(restoring)
     _log.info("pod.restored", extra={"path": str(target), "replaced": None if aside is None else str(aside)})
     return aside
+
+
+def _set_aside(path: Path, replaced: Path, disk: Disk) -> None:
+    if not path.exists():
+        return
+    if not (replaced / path.name).exists():
+        disk.rename(path, replaced / path.name)
+        return
+    aside = disk.quarantine(path, label="replaced")
+    _log.warning("pod.set_aside", extra={"path": str(path), "aside": str(aside)})
 
 
 def _keep_replaced(target: Path, replaced: Path, disk: Disk) -> Path | None:
@@ -219,8 +278,23 @@ def _connect(path: Path, key: bytes, flags: int) -> apsw.Connection:
     return connection
 
 
+def close_unchanged(connection: apsw.Connection, path: Path) -> None:
+    """Close a connection that wrote nothing to the file ``path``, and leave the log as it is if there is one.
+
+    Copying it back would hide from the next opener that a process died and the file is to be checked.
+    """
+    try:
+        if path.with_name(f"{path.name}-wal").stat().st_size:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    except FileNotFoundError:
+        pass
+    connection.close(True)
+
+
 def examine(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Backup:
     """Check every page of a Pod's file, which messages call ``shown_path``, and say what it holds.
+
+    Nothing is changed, nor is a log copied back. If others may use the file, call it inside `sharing_pod`.
 
     Raises:
         DamagedError: A page is not what was written, or the file was never finished.
@@ -239,5 +313,5 @@ def examine(path: Path, key: bytes, envelope: Envelope, shown_path: Path) -> Bac
                 raise DamagedError(f"the Pod in {str(shown_path)!r} is damaged: {what}", path=str(shown_path))
             items = db.execute("SELECT count(*) FROM item").get
         finally:
-            db.close()
+            close_unchanged(db, path)
     return Backup(path=shown_path, owner=envelope.owner, format=found, size_bytes=path.stat().st_size, items=items)

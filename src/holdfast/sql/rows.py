@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 import apsw
@@ -26,6 +26,7 @@ from holdfast.store import (
     Rows,
     VariableKey,
     exists_already,
+    guards,
 )
 from holdfast.values import Value
 
@@ -127,6 +128,7 @@ class Loaded:
     rows: Rows
     known: Known
     items: Mapping[str, ItemRow]
+    questions: Mapping[str, Question]
     sequence: dict[str, int]
     """The sequence number of each item, by id."""
 
@@ -150,12 +152,11 @@ def load(db: apsw.Connection, needed: Needs, known: Known) -> Loaded:
     for state, key in needed.question_keys:
         for row in db.execute(f"SELECT {_QUESTION} FROM question WHERE state = ? AND key = ?", (state, key)):
             rows.questions[row[0]] = _question(row)
-    # Who deletes a question names only the question; what counts is who holds its plugin state.
-    states = needed.lease_states | {question.state for question in rows.questions.values()}
-    for column, keys in (("state", states), ("run", needed.lease_runs)):
+    states, runs = guards(rows)
+    for column, keys in (("state", needed.lease_states | states), ("run", runs)):
         for row in _by_keys(db, f"SELECT {_LEASE} FROM lease WHERE {column}", keys):
             rows.leases[row[0]] = _lease(row)
-    return Loaded(rows, known, dict(rows.items), sequence)
+    return Loaded(rows, known, dict(rows.items), dict(rows.questions), sequence)
 
 
 def _by_keys(db: apsw.Connection, select: str, keys: Collection[str]) -> Iterable[tuple[Any, ...]]:
@@ -279,8 +280,8 @@ def write(db: apsw.Connection, changes: Changes, loaded: Loaded) -> None:
             db.execute("DELETE FROM snapshot_pointer WHERE state = ?", (state,))
         else:
             db.execute("INSERT OR REPLACE INTO snapshot_pointer VALUES (?, ?)", (state, snapshot))
-    for id_, question in changes.questions.items():
-        _write_question(db, id_, question)
+    if changes.questions:
+        _write_questions(db, changes.questions, loaded.questions)
 
 
 _Fields = Mapping[str, Mapping[str, int]]
@@ -362,24 +363,37 @@ def _write_variable(db: apsw.Connection, key: VariableKey, value: Value | None) 
         db.execute("INSERT OR REPLACE INTO variable VALUES (?, ?, ?, ?)", (*key, to_text(value)))
 
 
-def _write_question(db: apsw.Connection, id_: str, question: Question | None) -> None:
-    if question is None:
-        db.execute("DELETE FROM question WHERE id = ?", (id_,))
-        return
-    db.execute(
-        f"INSERT INTO question ({_QUESTION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (id) DO UPDATE SET answer = excluded.answer, answered = excluded.answered",
-        (
-            question.id,
-            question.state,
-            question.run,
-            question.key,
-            question.form,
-            question.view,
-            question.deadline_ms,
-            question.default,
-            question.asked_ms,
-            question.answer,
-            question.answered_ms,
-        ),
-    )
+def _write_questions(
+    db: apsw.Connection, questions: Mapping[str, Question | None], before: Mapping[str, Question]
+) -> None:
+    """Answer those that were there, and put the others in the place of what had their id."""
+    answered = {
+        id_: question
+        for id_, question in questions.items()
+        if question is not None
+        and id_ in before
+        and question == replace(before[id_], answer=question.answer, answered_ms=question.answered_ms)
+    }
+    for id_, question in answered.items():
+        db.execute(
+            "UPDATE question SET answer = ?, answered = ? WHERE id = ?", (question.answer, question.answered_ms, id_)
+        )
+    rest = {id_: question for id_, question in questions.items() if id_ not in answered}
+    db.executemany("DELETE FROM question WHERE id = ?", ((id_,) for id_ in rest))  # first: a key may have moved
+    for question in filter(None, rest.values()):
+        db.execute(
+            f"INSERT INTO question ({_QUESTION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                question.id,
+                question.state,
+                question.run,
+                question.key,
+                question.form,
+                question.view,
+                question.deadline_ms,
+                question.default,
+                question.asked_ms,
+                question.answer,
+                question.answered_ms,
+            ),
+        )

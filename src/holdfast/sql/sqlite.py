@@ -21,6 +21,7 @@ import ctypes
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,13 +31,14 @@ from typing import Any, Final, Self
 
 import apsw
 
-from holdfast.disk import BusyError, Disk, Lock
+from holdfast.disk import Disk, Lock
 from holdfast.errors import DamagedError, DeniedError, InvalidError, NotFoundError, UnavailableError
+from holdfast.interrupts import is_interrupted, uninterrupted
 from holdfast.items import Schema
 from holdfast.keys import Envelope, key_id, read_envelope
 from holdfast.runs import Clock, Lease, SystemClock
 from holdfast.sql import rows as sql_rows
-from holdfast.sql.backup import copy_file, finish_restore
+from holdfast.sql.backup import PAUSE_S, WAIT_S, close_unchanged, copy_file, lock_pod
 from holdfast.sql.faults import translated
 from holdfast.sql.forks import inside_sqlite
 from holdfast.sql.migration import check_format, format_of, migrate, migrations
@@ -58,12 +60,13 @@ from holdfast.values import Value
 
 _log: Final = logging.getLogger(__name__)
 
-WAIT_S: Final = 30.0
-"""How long a write waits for others, and an open for a migration."""
+_FIRST_WAITS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.025)
+_WAIT_STEP_S: Final = 0.03
 
 _PLAIN: Final = b"SQLite format 3\0"
 _IDLE_READERS: Final = 8
-_CACHE_KIB: Final = 65_536
+_READER_CACHE_KIB: Final = 8_192
+_WRITER_CACHE_KIB: Final = 65_536
 """SQLite's own 2 MiB make a large batch write pages twice; taken only as it is needed."""
 
 _inherited: list[Any] = []
@@ -111,7 +114,7 @@ class SqliteStore:
         self._known: Known | None = None
         self._is_closed = False
         self._forget()
-        with inside_sqlite, translated(self.path):
+        with uninterrupted(), inside_sqlite, translated(self.path):
             self._open()
         _open_stores.add(self)
 
@@ -120,7 +123,8 @@ class SqliteStore:
     def _forget(self) -> None:
         """Begin without connections and locks: a new store, or one that a forked child inherited."""
         self._writing = threading.Lock()
-        self._pooling = threading.Lock()
+        self._pooling = threading.Condition()
+        self._reads = 0
         self._writer: apsw.Connection | None = None
         self._readers: list[apsw.Connection] = []
         self._lock: Lock | None = None
@@ -152,43 +156,56 @@ class SqliteStore:
                 "processes cannot share SQLite's write-ahead log; move it to a local disk"
             )
             raise UnavailableError(message, path=str(self.path), filesystem=kind)
-        finish_restore(self.path, disk=self._disk)
-        self._check_files()
-        path = self.path.with_suffix(".lock")
-        try:
-            lock = self._disk.lock(path)  # alone: nobody else has the file open
-        except BusyError:
-            lock = self._disk.lock(path, shared=True, wait_s=WAIT_S)
-        try:
-            self._writer = self._open_locked(lock)
-        except BaseException:
-            self._close_connections()
-            lock.release()
-            raise
-        self._lock = lock
+        self._lock, self._writer = self._open_locked()
 
-    def _open_locked(self, lock: Lock) -> apsw.Connection:
+    def _open_locked(self) -> tuple[Lock, apsw.Connection]:
+        alone_s = 0.0
+        for _ in range(round(WAIT_S / PAUSE_S)):
+            lock = lock_pod(self.path, disk=self._disk, alone_s=alone_s)
+            try:
+                writer = self._open_with(lock)
+            except BaseException:
+                lock.release()
+                raise
+            if writer is not None:
+                return lock, writer
+            # Several wait to make or migrate the file: one does, and shares the lock from then on. So the others look
+            # at everything anew; a restore may have been in between, too.
+            lock.release()
+            alone_s = PAUSE_S
+        message = f"the Pod {str(self.path)!r} cannot be made or migrated: others have been using it for {WAIT_S:.0f} s"
+        raise UnavailableError(message, path=str(self.path))
+
+    def _open_with(self, lock: Lock) -> apsw.Connection | None:
+        """Return the connection that writes; None if the file is to be made or migrated and others share the lock."""
         if self._check_files():
-            lock.upgrade(wait_s=WAIT_S)
+            if lock.is_shared:
+                return None
             if not self._envelope_path.exists():
                 self._disk.create(self._envelope_path, Envelope.bare(self._key).to_json())
             self.path.touch(mode=0o600)  # its companions take their rights from it
         was_left_behind = not lock.is_shared and _size(self._wal_path) > 0  # else the log is that of others at work
         try:
-            writer = self._connect(is_first=True)
+            writer = self._connect(_WRITER_CACHE_KIB, is_first=True)
         except apsw.NotADBError:
             self._check_encrypted()
             raise
-        found = format_of(writer)
-        check_format(found, self.path, max(self._steps))
-        if was_left_behind:
-            self._check_pages(writer)
-        if found < max(self._steps):
-            lock.upgrade(wait_s=WAIT_S)
-            migrate(writer, before=self._copy_before, steps=self._steps)
-            with writer:
-                sql_rows.index_properties(writer, sql_rows.read_known(writer).schema)
-        lock.downgrade()
+        try:
+            found = format_of(writer)
+            check_format(found, self.path, max(self._steps))
+            if was_left_behind:
+                self._check_pages(writer)
+            if found < max(self._steps):
+                if lock.is_shared:
+                    close_unchanged(writer, self.path)
+                    return None
+                migrate(writer, before=self._copy_before, steps=self._steps)
+                with writer:
+                    sql_rows.index_properties(writer, sql_rows.read_known(writer).schema)
+            lock.downgrade()
+        except BaseException:
+            close_unchanged(writer, self.path)  # so that damage which was found now is looked for the next time, too
+            raise
         return writer
 
     def _check_files(self) -> bool:
@@ -245,17 +262,17 @@ class SqliteStore:
     def _wal_path(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
 
-    def _connect(self, *, is_first: bool = False) -> apsw.Connection:
+    def _connect(self, cache_kib: int, *, is_first: bool = False) -> apsw.Connection:
         flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if is_first else 0)
         connection = apsw.Connection(str(self.path), flags=flags)
         try:
-            connection.set_busy_timeout(round(WAIT_S * 1000))
+            connection.set_busy_handler(_wait_again)
             connection.pragma("cipher", "chacha20")
             connection.pragma("key", f"raw:{self._key.hex()}")
             if is_first:
                 connection.pragma("journal_mode", "wal")  # kept in the file; raises where it cannot be
             connection.pragma("synchronous", "full")
-            connection.pragma("cache_size", -_CACHE_KIB)
+            connection.pragma("cache_size", -cache_kib)
         except BaseException:
             connection.close(True)
             raise
@@ -276,17 +293,21 @@ class SqliteStore:
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise UnavailableError(f"the Pod {str(self.path)!r} was closed", path=str(self.path))
+        self._check_not_closed()
         if self._lock is None:
             with self._writing:
+                self._check_not_closed()
                 if self._lock is None:
                     self._open()  # in a forked child
+
+    def _check_not_closed(self) -> None:
+        if self._is_closed:
+            raise UnavailableError(f"the Pod {str(self.path)!r} was closed", path=str(self.path))
 
     @contextmanager
     def _transaction(self) -> Generator[apsw.Connection]:
         """One write transaction on the one connection that writes."""
-        with inside_sqlite, translated(self.path):
+        with uninterrupted(), inside_sqlite, translated(self.path):
             self._check_open()
             if not self._writing.acquire(timeout=WAIT_S):
                 message = (
@@ -294,11 +315,12 @@ class SqliteStore:
                 )
                 raise UnavailableError(message, path=str(self.path))
             try:
+                self._check_not_closed()  # again, for it may have been while this waited
                 if self._writer is None:
-                    self._writer = self._connect()
+                    self._writer = self._connect(_WRITER_CACHE_KIB)
                 writer = self._writer
-                writer.execute("BEGIN IMMEDIATE")
                 try:
+                    writer.execute("BEGIN IMMEDIATE")
                     yield writer
                     writer.execute("COMMIT")
                 except BaseException as exc:
@@ -326,39 +348,56 @@ class SqliteStore:
     @contextmanager
     def _reading(self) -> Generator[apsw.Connection]:
         """One moment of the Pod, which no write waits for and which waits for none."""
-        with inside_sqlite, translated(self.path):
+        with uninterrupted(), inside_sqlite, translated(self.path):
             self._check_open()
             with self._pooling:
+                self._check_not_closed()  # again: from here on whoever closes waits for this read
                 reader = self._readers.pop() if self._readers else None
-            if reader is None:
-                reader = self._connect()
+                self._reads += 1
             try:
-                reader.execute("BEGIN")
+                if reader is None:
+                    reader = self._connect(_READER_CACHE_KIB)
                 try:
-                    yield reader
-                finally:
-                    if reader.in_transaction:
-                        reader.execute("ROLLBACK")
-            except BaseException:
-                reader.close(True)
-                raise
-            with self._pooling:
-                if not self._is_closed and len(self._readers) < _IDLE_READERS:
-                    self._readers.append(reader)
-                    return
-            reader.close()
+                    reader.execute("BEGIN")
+                    try:
+                        yield reader
+                    finally:
+                        if reader.in_transaction:
+                            reader.execute("ROLLBACK")
+                except BaseException:
+                    reader.close(True)
+                    raise
+                with self._pooling:
+                    if not self._is_closed and len(self._readers) < _IDLE_READERS:
+                        self._readers.append(reader)
+                        return
+                reader.close()
+            finally:
+                with self._pooling:
+                    self._reads -= 1
+                    self._pooling.notify_all()
+                    if self._is_closed:
+                        self._release_if_unused()
 
     def close(self) -> None:
-        """Let go of the file. Twice is harmless; using the store afterwards raises UnavailableError."""
+        """Let go of the file. Twice is harmless; using the store afterwards raises UnavailableError.
+
+        It waits for the reads and the write of other threads. A read that takes longer than 30 s is not waited for:
+        then the file stays locked until that read has ended.
+        """
         if self._is_closed:
             return
-        with inside_sqlite, self._writing, self._pooling:
+        with uninterrupted(), inside_sqlite, self._writing, self._pooling:
             self._is_closed = True
             self._close_connections()
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+            self._pooling.wait_for(lambda: not self._reads, WAIT_S)
+            self._release_if_unused()
         _open_stores.discard(self)
+
+    def _release_if_unused(self) -> None:
+        if self._lock is not None and not self._reads:
+            self._lock.release()
+            self._lock = None
 
     def _close_connections(self) -> None:
         for reader in self._readers:
@@ -437,6 +476,14 @@ class SqliteStore:
 
     def now_ms(self) -> int:  # noqa: D102
         return self._clock.now_ms()
+
+
+def _wait_again(tries: int) -> bool:
+    """Wait a little for another process, in all for `WAIT_S`; give up at once if a signal asks this one to stop."""
+    if is_interrupted() or tries >= len(_FIRST_WAITS_S) + (WAIT_S - sum(_FIRST_WAITS_S)) / _WAIT_STEP_S:
+        return False
+    time.sleep(_FIRST_WAITS_S[tries] if tries < len(_FIRST_WAITS_S) else _WAIT_STEP_S)
+    return True
 
 
 def _size(path: Path) -> int:

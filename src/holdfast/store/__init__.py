@@ -24,6 +24,7 @@ from holdfast.store.evaluation import (
     Written,
     evaluate,
     exists_already,
+    guards,
     needs,
 )
 from holdfast.store.operations import (
@@ -101,6 +102,7 @@ __all__ = [
     "Written",
     "evaluate",
     "exists_already",
+    "guards",
     "needs",
     "query_from",
     "size_bytes",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, NoReturn, cast
 
 from holdfast.errors import ConflictError, DeniedError, HoldfastError, InvalidError, NotFoundError
-from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, Schema
+from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, PropertyDefinition, Schema
 from holdfast.runs import Fence, Lease, Status, move, status_of
 from holdfast.store.operations import (
     AnswerQuestion,
@@ -46,6 +46,9 @@ MAX_NAME: Final = 1024
 """Characters in the name of a variable, a namespace, a snapshot or the key of a question."""
 
 MAX_LEASE_MS: Final = 24 * 3600 * 1000
+
+_RUN: Final = "PluginRun"
+_STATE: Final = "PersistentState"
 
 
 class ItemRow(NamedTuple):
@@ -113,7 +116,6 @@ class Needs:
     items: set[str] = field(default_factory=set[str])
     variables: set[VariableKey] = field(default_factory=set[VariableKey])
     lease_states: set[str] = field(default_factory=set[str])
-    lease_runs: set[str] = field(default_factory=set[str])
     questions: set[str] = field(default_factory=set[str])
     question_keys: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
 
@@ -146,7 +148,7 @@ class Changes:
 
 
 def needs(batch: Batch) -> Needs:
-    """Return the rows to read before `evaluate`; a lease is read for every plugin state and run that is written."""
+    """Return the rows to read before `evaluate`; when they are read, `guards` says which leases are needed besides."""
     found = Needs()
     created: set[str] = set()
     for operation in batch.operations:
@@ -154,17 +156,12 @@ def needs(batch: Batch) -> Needs:
             case CreateItem():
                 if operation.id not in found.items:  # what was spoken of before may exist, and decides what happens
                     created.add(operation.id)
-            case UpdateItem():
-                found.items.add(operation.id)
-                if "status" in operation.properties:
-                    found.lease_runs.add(operation.id)
-            case DeleteItem():
+            case UpdateItem() | DeleteItem():
                 found.items.add(operation.id)
             case CreateEdge() | DeleteEdge():
                 found.items.update((operation.source, operation.target))
             case SetProgress() | MoveRun():
                 found.items.add(operation.run)
-                found.lease_runs.add(operation.run)
             case _:
                 _add_needs_of_state(found, operation)
     found.items -= created
@@ -191,6 +188,13 @@ def _add_needs_of_state(found: Needs, operation: Operation) -> None:
             found.questions.add(operation.id)
         case _:
             pass  # types are read in any case
+
+
+def guards(rows: Rows) -> tuple[set[str], set[str]]:
+    """Return the plugin states, and the runs, whose leases decide about the items and questions that were read."""
+    states = {question.state for question in rows.questions.values()}
+    states.update(row.id for row in rows.items.values() if row.type == _STATE)
+    return states, {row.id for row in rows.items.values() if row.type == _RUN}
 
 
 def evaluate(batch: Batch, rows: Rows, *, now_ms: int) -> tuple[tuple[Result, ...], Changes]:
@@ -272,6 +276,13 @@ class _Evaluation:
         if lease.run == run and lease.is_held(self.now_ms):
             raise lease.held_by_other(self.now_ms)
 
+    def check_item(self, row: ItemRow) -> None:
+        """Refuse a write to the item of a run or of a plugin state as a write to that would be refused."""
+        if row.type == _RUN:
+            self.check_run(row.id)
+        elif row.type == _STATE:
+            self.check_state(row.id)
+
     # -- items --
 
     def item(self, id_: str) -> ItemRow | None:
@@ -301,7 +312,7 @@ class _Evaluation:
             kind = declared.get(name)
             if kind is not None:
                 if not is_plain(kind.kind, value):  # the common case is decided without building a message
-                    value = fit(kind.kind, value, f"{type_}.{name}")  # noqa: PLW2901
+                    value = _fitted(kind, value, f"{type_}.{name}")  # noqa: PLW2901
                 properties[name] = value
             elif name == "dateCreated":
                 created = _date(name, value)
@@ -311,7 +322,7 @@ class _Evaluation:
                 is_deleted = _flag(name, value)
             else:
                 self.refuse_property(type_, name)
-        if type_ == "PluginRun" and "status" in properties:
+        if type_ == _RUN and "status" in properties:
             properties["status"] = str(move(id_, Status.IDLE, status_of(properties["status"])))
         self.created[id_] = len(self.changes.created)
         self.changes.created.append(ItemRow(id_, type_, 1, created, modified, now, is_deleted, properties))
@@ -324,19 +335,19 @@ class _Evaluation:
         if operation.expected_version is not None and operation.expected_version != row.version:
             message = f"item {row.id!r} is at version {row.version}, not {operation.expected_version}: read it again"
             raise ConflictError(message, id=row.id, version=row.version, expected_version=operation.expected_version)
+        self.check_item(row)
         declared = self.rows.schema.type(row.type).properties
         properties = dict(row.properties)
         created, modified, is_deleted = row.created_ms, self.now_ms, row.is_deleted
         for name, value in operation.properties.items():
             kind = declared.get(name)
             if kind is not None:
-                if row.type == "PluginRun" and name == "status":
-                    self.check_run(row.id)
-                    properties[name] = str(move(row.id, status_of(properties.get(name)), value))
+                if row.type == _RUN and name == "status":
+                    properties = _moved(row.id, properties, value)
                 elif value is None:
                     properties.pop(name, None)
                 else:
-                    properties[name] = fit(kind.kind, value, f"{row.type}.{name}")
+                    properties[name] = _fitted(kind, value, f"{row.type}.{name}")
             elif name == "dateCreated":
                 created = _date(name, value)
             elif name == "dateModified":
@@ -360,6 +371,7 @@ class _Evaluation:
         row = self.item(operation.id)
         if row is None or row.is_deleted:
             return Written(operation.id, 0 if row is None else row.version, self.now_ms)
+        self.check_item(row)
         return self.put_item(
             row._replace(
                 version=row.version + 1, modified_ms=self.now_ms, server_modified_ms=self.now_ms, is_deleted=True
@@ -397,7 +409,7 @@ class _Evaluation:
 
     def run(self, id_: str) -> ItemRow:
         row = self.item(id_)
-        if row is None or row.type != "PluginRun":
+        if row is None or row.type != _RUN:
             message = f"there is no run {shown(id_)}" + ("" if row is None else f": that item is a {row.type}")
             raise NotFoundError(message, id=shown(id_))
         self.check_run(id_)
@@ -413,16 +425,11 @@ class _Evaluation:
 
     def move_run(self, operation: MoveRun) -> Written:
         row = self.run(operation.run)
-        status = status_of(row.properties.get("status"))
-        wanted = move(row.id, status, operation.status)
-        error = operation.error
-        if error is not None:
-            check(error, f"the error of run {row.id!r}")
-        elif wanted is not status:
-            error = None if wanted in (Status.READY, Status.STARTED, Status.DONE) else row.properties.get("error")
-        else:
-            error = row.properties.get("error")
-        return self.put_item(_with(row, {"status": str(wanted), "error": error}, self.now_ms))
+        properties: dict[str, Value | None] = {**_moved(row.id, row.properties, operation.status)}
+        if operation.error is not None:
+            check(operation.error, f"the error of run {row.id!r}")
+            properties["error"] = operation.error
+        return self.put_item(_with(row, {"error": None, **properties}, self.now_ms))
 
     # -- plugin states --
 
@@ -477,6 +484,8 @@ class _Evaluation:
         _check_name(operation.id, "a question")
         _check_name(operation.key, "the key of a question")
         _check_name(operation.run, "a run")
+        if self.fence is not None:
+            self.check_run(operation.run)
         if operation.deadline_ms is not None:
             fit(Kind.DATETIME, operation.deadline_ms, f"the deadline of question {operation.key!r}")
         for text, what in ((operation.form, "form"), (operation.default, "default"), (operation.view, "view")):
@@ -502,6 +511,9 @@ class _Evaluation:
         )
 
     def answer_question(self, operation: AnswerQuestion) -> Question:
+        if self.fence is not None:
+            message = f"a run cannot answer question {shown(operation.id)}: only the user can"
+            raise DeniedError(message, id=shown(operation.id))
         question = self.rows.questions.get(operation.id)
         if question is None:
             raise NotFoundError(f"there is no question {shown(operation.id)}", id=shown(operation.id))
@@ -528,9 +540,11 @@ class _Evaluation:
     def claim_lease(self, operation: ClaimLease) -> Lease:
         _check_name(operation.state, "the id of a plugin state")
         _check_name(operation.run, "the id of a run")
-        _check_name(operation.holder, "the id of a holder")
         _check_duration(operation.duration_ms)
-        if self.fence is not None and self.fence.state != operation.state:
+        if item_id.fullmatch(operation.holder) is None:
+            message = f"{shown(operation.holder)} cannot be a holder: 1 to 64 letters, digits, '-' and '_' are allowed"
+            raise InvalidError(message, holder=shown(operation.holder))
+        if self.fence is not None:
             message = f"a run that holds plugin state {self.fence.state!r} cannot claim {operation.state!r}"
             raise DeniedError(message, state=operation.state, held=self.fence.state)
         lease = self.lease(operation.state).claimed(
@@ -599,6 +613,29 @@ def _with(row: ItemRow, properties: Mapping[str, Value | None], now_ms: int) -> 
     merged = {**row.properties, **properties}
     kept = {name: value for name, value in merged.items() if value is not None}
     return row._replace(version=row.version + 1, modified_ms=now_ms, server_modified_ms=now_ms, properties=kept)
+
+
+def _moved(run: str, properties: Mapping[str, Value], to: object) -> dict[str, Value]:
+    """Return the properties of a run after a move; why it failed is forgotten when it goes on, or is done."""
+    before = status_of(properties.get("status"))
+    status = move(run, before, to)
+    is_over = status is not before and status in (Status.READY, Status.STARTED, Status.DONE)
+    kept = {name: value for name, value in properties.items() if not (is_over and name == "error")}
+    return {**kept, "status": str(status)}
+
+
+def _fitted(found: PropertyDefinition, value: object, what: str) -> Value:
+    """Return `fit`'s answer, or its refusal without the value where that is secret."""
+    try:
+        return fit(found.kind, value, what)
+    except InvalidError as exc:
+        if not found.is_secret:
+            raise
+        kind = type(value).__name__
+        message = (
+            f"{what} cannot hold that value of type {kind}: it is declared {found.kind}, and what no store can hold"
+        )
+        raise InvalidError(message + " is refused", declared=str(found.kind)) from exc.__cause__
 
 
 def _date(name: str, value: object) -> int:

@@ -329,25 +329,31 @@ class Batch:
 
 
 def size_bytes(operation: Operation) -> int:
-    """Return how much of `MAX_BYTES` an operation takes: its texts as UTF-8, and 16 for each other value or name."""
+    """Return how much of `MAX_BYTES` an operation takes: all its texts as UTF-8, names included, and 16 a value."""
     if isinstance(operation, CreateItem | UpdateItem):
         total = 96
-        for value in operation.properties.values():
-            total += 16 if type(value) is not str else _text_bytes(value)
+        for name, value in operation.properties.items():
+            total += 16 + len(name)
+            if type(value) is str:
+                total += _text_bytes(value)
         return total
-    if isinstance(operation, CreateEdge | DeleteEdge | DeleteItem):
-        return 96
+    if isinstance(operation, DeclareTypes):
+        return sum(
+            96 + _text_bytes(name) + sum(map(_text_bytes, leads_to))
+            for each in operation.types
+            for name, leads_to in (*((name, ()) for name in each.properties), *each.edges.items(), (each.name, ()))
+        )
     total = 96
     for each in fields(operation):
         value = getattr(operation, each.name)
         value = value.value if isinstance(value, Expected) else value
-        total += _text_bytes(value) if isinstance(value, str) else 16
+        total += 16 + (_text_bytes(value) if isinstance(value, str) else 0)
     return total
 
 
 def _text_bytes(text: str) -> int:
     # Text that is not ASCII is rare; text that cannot be encoded is refused later, by name.
-    return len(text) + 16 if text.isascii() else len(text.encode("utf-8", "replace")) + 16
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -400,5 +406,7 @@ def _build(kind: type[Any], document: Any, what: str) -> Any:
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = f"{what} has a wrong {where!r}, {shown(first['input'])}: {first['msg']}"
+        # What properties hold may be secret, and which are is for the schema to say.
+        given = type(first["input"]).__name__ if where.startswith("properties.") else shown(first["input"])
+        message = f"{what} has a wrong {where!r}, {given}: {first['msg']}"
         raise InvalidError(message, field=where) from exc

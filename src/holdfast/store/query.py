@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, cast
 
 from holdfast.errors import DeniedError, InvalidError
 from holdfast.items import Schema
 from holdfast.store.evaluation import ItemRow
-from holdfast.values import Value, fit, item_id, shown
+from holdfast.values import Kind, Value, fit, item_id, shown, to_ms
 
 
 class Comparison(StrEnum):
@@ -94,7 +95,8 @@ def query_from(fields: Mapping[str, Any], schema: Schema) -> Query:
     """Read the fields of a search, as in ``{"type": "Dog", "age>=": 3, "_limit": 10, "_sortOrder": "Desc"}``.
 
     A field that is no property is one of ``type``, ``ids`` (a list), ``_limit``, ``_offset``, ``_sortOrder`` ("Asc",
-    "Desc"), ``[[edges]]`` and ``~[[edges]]`` (an empty object). ``deleted`` None means: deleted or not.
+    "Desc"), ``[[edges]]`` and ``~[[edges]]`` (an empty object). ``deleted`` None means: deleted or not. A date is
+    milliseconds since 1970, or a datetime with a time zone, which counts as it would be kept: rounded down to those.
 
     Raises:
         InvalidError: A field, its comparison or its value is none that there is; the message names it.
@@ -108,6 +110,8 @@ def query_from(fields: Mapping[str, Any], schema: Schema) -> Query:
             raise _wrong("type", type_, "the name of a type")
         schema.type(type_)
     for key, value in fields.items():
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] -- callers may be untyped
+            raise InvalidError(f"{shown(key)} is no field of a search: a field is named by text", field=shown(key))
         match key:
             case "type":
                 named["type"] = value
@@ -148,7 +152,9 @@ def _condition(key: str, value: Any, type_: str | None, schema: Schema) -> Condi
     error: InvalidError | None = None
     for kind in sorted({found.kind for found in declared}):
         try:
-            return Condition(name, comparison, fit(kind, value, f"{name!r} in a search"))
+            what = f"{name!r} in a search"
+            is_date = kind is Kind.DATETIME and isinstance(value, datetime)
+            return Condition(name, comparison, fit(kind, to_ms(value, what) if is_date else value, what))
         except InvalidError as exc:
             error = exc
     raise cast("InvalidError", error)

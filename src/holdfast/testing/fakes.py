@@ -40,6 +40,7 @@ from holdfast.store import (
     VariableKey,
     evaluate,
     exists_already,
+    guards,
     needs,
 )
 from holdfast.values import Value
@@ -114,19 +115,17 @@ class MemoryStore(Store):
             for question in self._questions.values()
             if question.id in needed.questions or (question.state, question.key) in needed.question_keys
         }
-        # Who answers or deletes a question names only the question; what counts is who holds its plugin state.
-        states = needed.lease_states | {question.state for question in questions.values()}
-        return Rows(
+        rows = Rows(
             schema=self._schema,
             items={id_: self._items[id_] for id_ in needed.items if id_ in self._items},
             variables={key: self._variables[key] for key in needed.variables if key in self._variables},
-            leases={
-                state: lease
-                for state, lease in self._leases.items()
-                if state in states or lease.run in needed.lease_runs
-            },
             questions=questions,
         )
+        states, runs = guards(rows)
+        for state, lease in self._leases.items():
+            if state in needed.lease_states | states or lease.run in runs:
+                rows.leases[state] = lease
+        return rows
 
     def _write(self, changes: Changes) -> None:
         if changes.schema is not None:
@@ -245,6 +244,7 @@ def _holds(row: ItemRow, condition: Condition) -> bool:
         "dateCreated": row.created_ms,
         "dateModified": row.modified_ms,
         "dateServerModified": row.server_modified_ms,
+        "deleted": row.is_deleted,
     }
     name, wanted = condition.property, condition.value
     there = system[name] if name in system else row.properties.get(name)
