@@ -310,6 +310,48 @@ class StoreContract:
         assert store.find_items(["a"]) == {"a": ("a", "Person", 2, -1, T0 + 5, T0 + 5, False, {"lastName": "y"})}
         assert store.now_ms() == T0 + 5
 
+    def test_a_question_may_be_forgotten_and_asked_anew_in_one_batch(self, store: Store) -> None:
+        """Also under the same id with another key, and under the same key with another id."""
+        apply(store, op.AskQuestion("a", "s", "r", "k", "1"), op.AskQuestion("b", "s", "r", "l", "2"))
+        apply(
+            store,
+            op.DeleteQuestion("a"),
+            op.DeleteQuestion("b"),
+            op.AskQuestion("a", "s", "r", "l", "3"),
+            op.AskQuestion("c", "s", "r", "k", "4"),
+        )
+        assert {(each.id, each.key, each.form) for each in store.list_questions("s")} == {
+            ("a", "l", "3"),
+            ("c", "k", "4"),
+        }
+        apply(store, op.AnswerQuestion("a", "5"))
+        assert [each.answer for each in store.list_questions("s") if each.id == "a"] == ["5"]
+
+    def test_items_of_runs_and_states_are_guarded_as_these_themselves(self, store: Store) -> None:
+        """A run that is held is not updated or deleted by its owner, nor by another run; nor is its plugin state."""
+        held, other = (
+            apply(
+                store,
+                op.CreateItem("s1", "PersistentState"),
+                op.CreateItem("r1", "PluginRun"),
+                op.CreateItem("r2", "PluginRun"),
+                op.ClaimLease("s1", "r1", "h1", 10_000),
+            )[3],
+            apply(store, op.ClaimLease("s2", "r2", "h2", 10_000))[0],
+        )
+        assert isinstance(held, Lease)
+        assert isinstance(other, Lease)
+        for item in ("r1", "s1"):
+            for operation in (op.UpdateItem(item, {}), op.DeleteItem(item)):
+                with pytest.raises(ConflictError, match="held by run 'r1'"):
+                    apply(store, operation)
+                with pytest.raises(DeniedError, match="cannot write to"):
+                    apply(store, operation, fence=other.fence)
+            apply(store, op.UpdateItem(item, {}), fence=held.fence)
+        for operation in (op.ClaimLease("s1", "r2", "h3", 1, "h1"), op.AnswerQuestion("q", "1")):
+            with pytest.raises(DeniedError):
+                apply(store, operation, fence=held.fence)
+
     def test_deletion_is_a_mark(self, store: Store, clock: FakeClock) -> None:
         """A deleted item and its edges are left out until it is undeleted; deleting what is gone does nothing."""
         apply(store, *(op.CreateItem(id_, "Person") for id_ in "ab"), op.CreateEdge("a", "relationship", "b"))

@@ -107,7 +107,7 @@ class _Model:
                     self.variables[state, name] = operation.value
             case op.ClaimLease(state, run, holder, duration_ms):
                 lease = self.lease(state)
-                _need(fence is None or fence.state == state)
+                _need(fence is None)
                 _need(lease.holder in ("", holder) or lease.expires_ms <= now_ms)
                 epoch = lease.epoch + (lease.holder != holder)
                 lease = Lease(state=state, epoch=epoch, holder=holder, run=run, expires_ms=now_ms + duration_ms)
