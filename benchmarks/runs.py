@@ -53,12 +53,12 @@ IMPORT: Final = f"{IMPORTS}; import json, logging, os; os.write(1, b'started')"
 class Timed(StatefulPlugin):
     """Says when it began to work, or does what it was given to do."""
 
-    started_at = 0.0
+    started_at = Cost(0, 0)
     work: Callable[[Timed], object] = staticmethod(lambda _: None)
 
     def run(self) -> None:
         """Note the time, then work."""
-        type(self).started_at = time.perf_counter()
+        type(self).started_at = Cost(time.perf_counter(), time.process_time())
         type(self).work(self)
 
 
@@ -80,11 +80,12 @@ class Bench:
     def started_here(self, runs: Runs) -> Row:
         """Create a run and carry it on in this process, up to where the plugin's own code begins."""
         runs.start()
-        times = [[runs.start() for _ in range(STARTS)] for _ in range(self.rounds)]
+        costs = [runs.start() for _ in range(self.rounds * STARTS)]
         return Row(
             work="run, create to started, in process",
             limit="1 ms",
-            wall=ratio([1000 * time_s for round_ in times for time_s in round_]),
+            wall=ratio([1000 * each.wall_s for each in costs]),
+            cpu=ratio([1000 * each.cpu_s for each in costs]),
             goal=5,
         )
 
@@ -160,16 +161,16 @@ class Runs:
         self._path, self._key = unlock(Settings.read(home=home))
         self._state = get_state(client, "benchmarks.runs:Timed")
 
-    def start(self, work: Callable[[Timed], object] = lambda _: None) -> float:
-        """Return how many seconds it took from here to the first line of the plugin."""
+    def start(self, work: Callable[[Timed], object] = lambda _: None) -> Cost:
+        """Return what it took from here to the first line of the plugin."""
         Timed.work = staticmethod(work)
-        began = time.perf_counter()
+        began = Cost(time.perf_counter(), time.process_time())
         run = begin_run(self._client, self._state, {"config": json.dumps({})})
         runner = Runner(lambda: SqliteStore(self._path, self._key), locks=self.home / "locks")
         outcome = runner.drive(Timed, run, self._state, {})
         if outcome.status is not Status.DONE:
             raise RuntimeError(f"the run that was to be measured is {outcome}")
-        return Timed.started_at - began
+        return Cost(Timed.started_at.wall_s - began.wall_s, Timed.started_at.cpu_s - began.cpu_s)
 
 
 def wait_for_start(argv: list[str], home: Path) -> float:

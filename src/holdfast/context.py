@@ -72,13 +72,14 @@ class Settings:
         The default home is the platform's folder for a user's data, ``~/.local/share/holdfast`` on Linux.
 
         Raises:
-            InvalidError: The home is a relative path in the environment: each program would find another one.
+            InvalidError: The home is a relative path in the environment: each program would find another one. Or it
+                begins with ``~`` and the name of a user that there is not.
         """
         environ = os.environ if environ is None else environ
         if home is not None:
-            return cls(home=Path(home).expanduser().absolute(), sources={"home": "argument"}, environ=environ)
+            return cls(home=_expanded(home).absolute(), sources={"home": "argument"}, environ=environ)
         if text := environ.get(HOME_VARIABLE):
-            found = Path(text).expanduser()
+            found = _expanded(text)
             if not found.is_absolute():
                 message = f"{HOME_VARIABLE} cannot be {shown(text)}: it must be an absolute path"
                 raise InvalidError(message, value=shown(text))
@@ -104,6 +105,14 @@ class Settings:
     def keyring_path(self) -> Path:
         """The file with the wrapped keys of all owners."""
         return self.home / "pod.db"
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as exc:
+        message = f"the home cannot be {shown(os.fspath(path))}: '~' and a name that no user here has lead nowhere"
+        raise InvalidError(message, value=shown(os.fspath(path))) from exc
 
 
 class PodClient(Pod):
@@ -154,8 +163,7 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
     """
     disk = disk or Disk()
     home = settings.home
-    if not home.is_dir():
-        disk.put_folder(home)
+    disk.put_folder(home)
     if given is None:
         load_or_create_identity(home, disk=disk)
         presented: AbstractContextManager[Identity] = open_identity(home, disk=disk)

@@ -146,6 +146,9 @@ class TypeDefinition:
                 there = f"an edge to {', '.join(self.edges[name])}" if old is None else str(old.kind)
                 message = f"property {self.name}.{name} is {there} in this Pod and cannot become {new.kind}"
                 raise ConflictError(message, type=self.name, property=name, declared=there, wanted=str(new.kind))
+            if old is not None and old.is_secret and not new.is_secret:  # else its reader would print it
+                message = f"property {self.name}.{name} is secret in this Pod: declare it Secret[…] here as well"
+                raise ConflictError(message, type=self.name, property=name)
             if old is not None:  # an index or a secret, once asked for by one plugin, is not undone by another
                 new = PropertyDefinition(new.kind, old.is_indexed or new.is_indexed, old.is_secret or new.is_secret)  # noqa: PLW2901
             properties[name] = new
@@ -339,6 +342,9 @@ class Item(BaseModel, metaclass=ItemMeta, kw_only=True):
                 value = _settled(type(self), name, value)
             elif name == "id":
                 _check_id(type(self), value)
+                if self._origin is not None and value != self.id:
+                    message = f"the id of {self!r} cannot become {shown(value)}: the Pod has it under its id"
+                    raise InvalidError(message, id=self.id)
             try:
                 super().__setattr__(name, value)
             except pydantic.ValidationError as exc:

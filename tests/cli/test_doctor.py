@@ -1,17 +1,18 @@
 """``holdfast doctor``: it finds each kind of damage, crashes at none, and changes nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from holdfast import PodClient
 from holdfast.disk import Disk
+from holdfast.keys import Identity, read_identity
 from tests.cli.conftest import Answer, Call
 
 
@@ -93,15 +94,29 @@ def flip(home: Path) -> None:
     path.write_bytes(data)
 
 
+def never_finish(home: Path) -> None:
+    """Leave what a process leaves that dies before a Pod's first byte."""
+    (home / "pod.db").unlink()
+    next(home.glob("pods/*.db")).unlink()
+
+
+def bring_other_keys(home: Path) -> None:
+    """Put an owner's keys there whose Pod is somewhere else."""
+    (home / "keys.json").write_bytes(Identity("d" * 64, "e" * 64).to_json())
+
+
 @pytest.mark.parametrize(
     "damage,code,found",
     [
         (flip, 6, {"Pod": "fail"}),
         (overwrite("pods/*.db", b"SQLite format 3\0" + bytes(4096)), 6, {"Pod": "fail"}),
-        (overwrite("pods/*.db", b""), 0, {"Pod": "warn"}),
+        (overwrite("pods/*.db", b""), 6, {"Pod": "fail"}),
         (overwrite("pods/*.json", b"{}"), 6, {"Pod": "fail"}),
         (lambda home: next(home.glob("pods/*.json")).unlink(), 6, {"Pod": "fail"}),
-        (lambda home: next(home.glob("pods/*.db")).unlink(), 0, {"Pod": "warn"}),
+        (lambda home: next(home.glob("pods/*.db")).unlink(), 6, {"Pod": "fail"}),
+        (lambda home: shutil.rmtree(home / "pods"), 6, {"Pod": "fail"}),
+        (never_finish, 0, {"Pod": "warn"}),
+        (bring_other_keys, 0, {"keys": "warn"}),
         (overwrite("keys.json", b"\xff"), 6, {"keys": "fail"}),
         (lambda home: (home / "keys.json").chmod(0o644), 6, {"keys": "fail"}),
         (lambda home: (home / "keys.json").unlink(), 6, {"keys": "fail"}),
@@ -126,6 +141,24 @@ def test_each_damage_is_found_and_none_is_a_crash(
     assert call("doctor").code == code
 
 
+@pytest.mark.parametrize(
+    "pattern,advice",
+    [
+        ("pods/*.db", "bring the file back with its -wal, or restore a backup: holdfast pod restore"),
+        ("pods/*.json", "bring it from a copy or a backup, where it is called pod.json; or holdfast pod restore"),
+        ("keys.json", "bring them from where you keep them: store_keys --from-file"),
+    ],
+)
+def test_a_file_that_is_gone_is_a_failure_with_the_way_back(pattern: str, advice: str, call: Call, dogs: Path) -> None:
+    """The finding says where each of them is to be had."""
+    next(dogs.glob(pattern)).unlink()
+
+    answer = call("doctor", "--json")
+
+    assert answer.code == 6
+    assert advice in [each["advice"] for each in answer.document["findings"]]
+
+
 def test_a_home_that_is_a_file_is_a_failure(call: Call, home: Path) -> None:
     """And no check crashes on it."""
     home.write_text("not a folder")
@@ -145,11 +178,9 @@ def test_a_home_on_a_network_and_a_full_disk_are_found(call: Call, home: Path, m
 
 def test_an_interrupted_rotation_or_restore_is_a_warning_with_what_to_do(call: Call, dogs: Path) -> None:
     """Both can be finished, and the finding says how."""
-    keys = dogs / "keys.json"
-    old: Any = keys.read_text()
-    keys.write_text(
-        old.replace('"database_key"', '"previous_database_key"').replace("{", f'{{"database_key": "{"d" * 64}",')
-    )
+    old = read_identity(dogs)
+    rotating = Identity(old.owner_key, "d" * 64, previous_database_key=old.database_key)
+    (dogs / "keys.json").write_bytes(rotating.to_json())
     next(dogs.glob("pods/*.db")).with_suffix(".db.restoring").mkdir()
 
     answer = call("doctor", "--json")

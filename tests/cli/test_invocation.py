@@ -4,15 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 
-from holdfast import errors
+from holdfast import PodClient, errors
 from holdfast.cli import COMMANDS
 from holdfast.cli.invocation import run
+from holdfast.errors import DeniedError
 from tests.cli.conftest import Answer, Call
 
 HEAVY = {"apsw", "asyncio", "cryptography", "httpx", "platformdirs", "pydantic", "rich", "structlog"}
@@ -181,3 +183,98 @@ def test_the_shell_can_complete_words(words: str, expected: str | None, shell: C
     answer = shell(program, env=env)
 
     assert answer == Answer(0, expected or "plain,--from-file\n", "")
+
+
+@pytest.mark.parametrize("words", [["--home", "", "doctor"], ["doctor", "--home="], ["keys", "show", "--home", ""]])
+def test_an_empty_home_is_refused(words: list[str], call: Call, home: Path) -> None:
+    """A script's variable that is not set must not lead to another home."""
+    answer = call(*words)
+
+    assert answer.code == 2
+    assert "it is empty" in answer.err
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "named,words,said",
+    [
+        ("~nosuchuser/x", ["doctor"], "'~nosuchuser/x'"),
+        ("~nosuchuser/x", ["keys", "show"], "'~nosuchuser/x'"),
+        ("/" + "x" * 300, ["keys", "show"], "the name is too long"),
+        ("/" + "x" * 300, ["items", "search"], "the name is too long"),
+    ],
+)
+def test_a_home_that_cannot_be_is_wrong_input(
+    named: str, words: list[str], said: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2, and one line that names it."""
+    monkeypatch.setenv("HOLDFAST_HOME", named)
+
+    answer = call(*words)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("Error: ")
+    assert said in answer.err
+
+
+@pytest.mark.parametrize("words", [["items", "search"], ["keys", "rotate"], ["pod", "backup", "copy"]])
+def test_a_home_that_is_a_file_is_wrong_input(words: list[str], call: Call, home: Path) -> None:
+    """2, and the file stays as it is."""
+    home.write_text("a file")
+
+    answer = call(*words)
+
+    assert answer.code == 2
+    assert "a part of the path is no folder" in answer.err
+    assert home.read_text() == "a file"
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Path]:
+    """A home in a folder that the user of this process may not enter."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield closed / "home"
+    os.seteuid(before)
+    closed.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "words,code",
+    [(["keys", "show"], 3), (["items", "search"], 3), (["pod", "backup", "copy"], 3), (["doctor"], 6)],
+)
+def test_a_home_of_somebody_else_is_denied(words: list[str], code: int, call: Call, stranger: Path) -> None:
+    """One line that names what may not be entered; the doctor finds it and goes on."""
+    answer = call("--home", stranger, *words)
+
+    assert answer.code == code
+    assert "this user may not" in answer.out + answer.err
+
+
+def test_a_client_of_a_home_of_somebody_else_is_denied(stranger: Path) -> None:
+    """The error is ours, and Python's PermissionError as well."""
+    with pytest.raises(DeniedError, match="this user may not"):
+        PodClient(home=stranger)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("words", [["holdfast", "doctor", "--json"], ["holdfast", "--help"], ["store_keys"]])
+def test_an_answer_that_cannot_be_written_ends_with_6(words: list[str], home: Path) -> None:
+    """One line on standard error, no traceback."""
+    program = Path(sys.executable).with_name(words[0])
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [program, *words[1:]],
+            env={**os.environ, "HOLDFAST_HOME": str(home)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert ran.returncode == 6
+    assert "the answer could not be written to standard output: No space left on device" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1

@@ -1,6 +1,7 @@
 """``holdfast keys`` and ``store_keys``: keys are made, brought, taken away and replaced, and never lost or printed."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from holdfast import PodClient
 from tests.cli.conftest import DATABASE_KEY, OWNER, Call
 
-KEYS = {"format": 1, "owner_key": OWNER, "database_key": DATABASE_KEY}
+KEYS = {"format": 1, "owner_key": OWNER, "database_key": DATABASE_KEY, "check": "b9dc6f70b3efa659"}
 
 
 def secret_of(home: Path) -> str:
@@ -152,6 +153,8 @@ def test_store_keys_takes_keys_away_into_a_file_or_to_standard_output(
         ["--owner-key", OWNER, "--database-key", "short"],
         ["--owner-key", OWNER, "--database-key", OWNER],
         ["--from-file", "there is no such file"],
+        ["--from-file", os.devnull],
+        ["--export", ""],
     ],
 )
 def test_keys_that_are_none_are_refused_and_not_printed(words: list[str], call_store_keys: Call, home: Path) -> None:
@@ -161,3 +164,17 @@ def test_keys_that_are_none_are_refused_and_not_printed(words: list[str], call_s
     assert answer.code == 2
     assert DATABASE_KEY not in answer.err
     assert not home.exists()
+
+
+def test_store_keys_makes_none_beside_a_pod_that_they_would_not_open(call_store_keys: Call, dogs: Path) -> None:
+    """The keys were lost: 4, and the way back; a copy of them brings the Pod back."""
+    copy = (dogs / "keys.json").rename(dogs.with_name("copy.json"))
+
+    answer = call_store_keys()
+
+    assert answer.code == 4
+    assert "store_keys --from-file" in answer.err
+    assert not (dogs / "keys.json").exists()
+    assert call_store_keys("--from-file", copy).code == 0
+    with PodClient() as client:
+        assert client.exists("bob")

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apsw
 import pytest
 
 from holdfast import Person, PodClient
 from holdfast.cli.drawing import lines_of_progress
+from holdfast.sql import backup
 from tests.cli.conftest import Call
 
 WRITER = """
@@ -83,20 +85,20 @@ def test_a_backup_made_while_another_process_writes_is_one_moment_and_opens_else
     shell: Call, home: Path, tmp_path: Path
 ) -> None:
     """Brought to another machine with the keys, it holds every pair whole."""
-    backup, copy, elsewhere = tmp_path / "backup", tmp_path / "keys.json", tmp_path / "elsewhere"
+    target, copy, elsewhere = tmp_path / "backup", tmp_path / "keys.json", tmp_path / "elsewhere"
     with writer(home):
-        assert shell("holdfast", "pod", "backup", backup).code == 0
+        assert shell("holdfast", "pod", "backup", target).code == 0
     assert shell("store_keys", "--export", copy).code == 0
     assert shell("store_keys", "--home", elsewhere, "--from-file", copy).code == 0
 
-    restored = shell("holdfast", "--home", elsewhere, "pod", "restore", backup, "--yes")
+    restored = shell("holdfast", "--home", elsewhere, "pod", "restore", target, "--yes")
 
     assert (restored.code, restored.err) == (0, "")
     with PodClient(home=elsewhere) as client:
         left = client.search({"displayName": "left"})
         right = client.search({"displayName": "right"})
     assert len(left) == len(right) >= 20
-    assert sorted(path.name for path in backup.iterdir()) == ["pod.db", "pod.json"]
+    assert sorted(path.name for path in target.iterdir()) == ["pod.db", "pod.json"]
 
 
 def test_a_backup_says_what_it_holds_and_does_not_take_the_place_of_anything(
@@ -198,6 +200,10 @@ def test_a_restore_that_cannot_be_changes_nothing(is_open: bool, call: Call, dog
     """A damaged backup, and a Pod that a process has open, end with 6; what is no backup ends with 4."""
     call("pod", "backup", tmp_path / "backup")
     assert call("pod", "restore", tmp_path, "--yes").code == 4
+    (tmp_path / "pod.db").touch()
+    no_envelope = call("pod", "restore", tmp_path, "--yes")
+    assert no_envelope.code == 4
+    assert f"there is no backup in '{tmp_path}': it holds no 'pod.json'" in no_envelope.err
     if is_open:
         with PodClient():
             assert call("pod", "restore", tmp_path / "backup", "--yes").code == 6
@@ -269,3 +275,40 @@ def test_progress_in_a_pipe_is_at_most_one_line_a_second(capsys: pytest.CaptureF
         report(quarter * 512, 5120)
 
     assert capsys.readouterr() == ("", "Backing up: 2,048 of 5,120 pages\nBacking up: 4,096 of 5,120 pages\n")
+
+
+def test_a_backup_leaves_alone_what_is_beside_it(call: Call, dogs: Path, tmp_path: Path) -> None:
+    """Not even a folder that is called like something unfinished of ours: the place is the user's."""
+    theirs = tmp_path / ".tmp-0123456789abcdef" / "file"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+
+    assert call("pod", "backup", tmp_path / "backup").code == 0
+
+    assert theirs.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("word", ["backup", "restore"])
+def test_a_full_disk_is_said_of_the_copy_and_not_of_what_is_copied(
+    word: str, call: Call, dogs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with 6 and names where there is no room; nothing is left of the copy."""
+    call("pod", "backup", tmp_path / "backup")
+    pod = next(dogs.glob("pods/*.db"))
+    connect = backup._connect
+
+    def connect_to_full(path: Path, key: bytes, flags: int) -> apsw.Connection:
+        found = connect(path, key, flags)
+        if ".tmp-" in str(path):
+            found.pragma("max_page_count", 2)
+        return found
+
+    monkeypatch.setattr(backup, "_connect", connect_to_full)
+    source, target = (pod, tmp_path / "second") if word == "backup" else (tmp_path / "backup" / "pod.db", pod)
+
+    answer = call("pod", "backup", target) if word == "backup" else call("pod", "restore", tmp_path / "backup", "--yes")
+
+    assert answer.code == 6
+    assert f"'{target}' cannot grow: the disk is full" in answer.err
+    assert str(source) not in answer.err
+    assert [path.name for path in tmp_path.rglob(".tmp-*")] == []

@@ -557,3 +557,18 @@ def test_a_value_that_cannot_be_shown_is_refused_like_any_other() -> None:
     """The error is about the value, not about its repr."""
     with pytest.raises(InvalidError, match=r"Dog\.age cannot be \[an integer of 16610 bits\]: it should be"):
         Dog(age=[10**5000])  # type: ignore[arg-type]
+
+
+def test_a_secret_stays_one_for_a_class_that_does_not_know() -> None:
+    """Else its reader would print it; the class is to say so too."""
+    secret = TypeDefinition("Dog", {"chip": PropertyDefinition(Kind.TEXT, is_secret=True)})
+    with pytest.raises(ConflictError, match=r"Dog\.chip is secret in this Pod"):
+        secret.joined(TypeDefinition("Dog", {"chip": PropertyDefinition(Kind.TEXT)}))
+
+
+def test_the_id_of_a_saved_item_cannot_change() -> None:
+    """Its next update would be written onto another item."""
+    dog = restore_item(Dog, "a", {"name": "Bob"}, version=1)
+    dog.id = "a"
+    with pytest.raises(InvalidError, match="cannot become 'b'"):
+        dog.id = "b"

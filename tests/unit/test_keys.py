@@ -55,7 +55,8 @@ IDENTITY = b"""\
 {
     "format": 1,
     "owner_key": "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a",
-    "database_key": "b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7"
+    "database_key": "b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7b7",
+    "check": "10c34568e3fcd1e7"
 }
 """
 
@@ -83,8 +84,17 @@ def checked(**members: object) -> bytes:
     return (json.dumps({**members, "check": check}, indent=4) + "\n").encode()
 
 
+def keys_of(**change: object) -> bytes:
+    """A key file with the members of `IDENTITY`, changed or added (None: left out), and a check value that fits."""
+    members = {**members_of(IDENTITY), **change}
+    members = {name: value for name, value in sorted(members.items()) if value is not None}
+    text = (json.dumps(members, indent=4) + "\n").encode()
+    check = hashlib.sha256(b"holdfast identity\n" + text).hexdigest()[:16]
+    return json.dumps({**members, "check": check}).encode()
+
+
 def members_of(data: bytes) -> dict[str, object]:
-    """The members of an envelope file, without its check value."""
+    """The members of an envelope or a key file, without its check value."""
     members = json.loads(data)
     del members["check"]
     return members
@@ -223,15 +233,24 @@ class TestIdentity:
 
     def test_its_file_may_be_written_by_hand(self, owner: Identity) -> None:
         """Keys that were copied from paper need not have our blanks and order."""
-        text = f'{{"database_key":"{DATABASE_KEY}","owner_key":"{OWNER.upper()}","format":1}}'
+        check = "10C34568E3FCD1E7"
+        text = f'{{"check":"{check}","database_key":"{DATABASE_KEY}","owner_key":"{OWNER.upper()}","format":1}}'
         assert Identity.from_json(text.encode()) == owner
+
+    def test_a_wrong_digit_anywhere_in_its_file_is_noticed(self) -> None:
+        """One in the name as well, which would else be another owner's, whose Pod is not made yet."""
+        for at in (index for index, byte in enumerate(IDENTITY) if chr(byte) in "0123456789"):
+            typed = bytearray(IDENTITY)
+            typed[at] = ord("8") if typed[at] != ord("8") else ord("3")
+            with pytest.raises(DamagedError, match=r"its check value is missing, or does not fit the rest"):
+                Identity.from_json(bytes(typed))
 
     def test_a_newer_format_is_refused_and_both_are_named(self) -> None:
         """Guessing at a later format could lose what it holds."""
         with pytest.raises(
             InvalidError, match=r"key file '.*' has format 3; this Holdfast reads formats up to 1: inst"
         ):
-            Identity.from_json(IDENTITY.replace(b'"format": 1', b'"format": 3'), what="key file 'keys.json'")
+            Identity.from_json(keys_of(format=3, more="later"), what="key file 'keys.json'")
 
     @pytest.mark.parametrize(
         "data,reason",
@@ -242,16 +261,16 @@ class TestIdentity:
             (IDENTITY.decode().encode("utf-16"), "it is no JSON object of texts and numbers"),
             (b"[" * 50_000, "it is no JSON object of texts and numbers"),
             (b"[]", "it is no JSON object of texts and numbers"),
-            (b"{}", "its format is not a number from 1 to 1"),
-            (IDENTITY.replace(b'"format": 1', b'"format": true'), "its format is not a number from 1 to 1"),
-            (IDENTITY.replace(b'"format": 1', b'"format": 0'), "its format is not a number from 1 to 1"),
-            (
-                IDENTITY.replace(b"database_key", b"databasekey"),
-                "its members are not format, owner_key and database_key",
-            ),
-            (IDENTITY.replace(b'"format"', b'"f": 1, "format"'), "its members are not format, owner_key and database_"),
-            (IDENTITY.replace(b"b7b7", b"b7b", 1), "database_key is no key"),
-            (IDENTITY.replace(b"b7", b"0a"), "must differ from each other"),
+            (b"{}", "its check value is missing, or does not fit the rest"),
+            (IDENTITY.replace(b"check", b"chekc"), "its check value is missing, or does not fit the rest"),
+            (IDENTITY.replace(b'"format": 1', b'"format": 3'), "its check value is missing, or does not fit the rest"),
+            (keys_of(format=None), "its format is not a number from 1 to 1"),
+            (keys_of(format=True), "its format is not a number from 1 to 1"),
+            (keys_of(format=0), "its format is not a number from 1 to 1"),
+            (keys_of(database_key=None), "its members are not format, owner_key, database_key and check"),
+            (keys_of(more=1), "its members are not format, owner_key, database_key and check"),
+            (keys_of(database_key="b7"), "database_key is no key"),
+            (keys_of(database_key=OWNER), "must differ from each other"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -534,6 +553,19 @@ class TestIdentityFile:
         winners: list[Identity] = []
         disk = OvertakenDisk(lambda: winners.append(keys.load_or_create_identity(home)))
         assert keys.load_or_create_identity(home, disk=disk) == winners[0]
+
+    @pytest.mark.parametrize("name", [f"{OWNER}.db", f"{OWNER}.db.restoring"])
+    def test_none_is_made_beside_a_pod_that_it_would_not_open(self, home: Path, owner: Identity, name: str) -> None:
+        """Its keys were lost: that is said, with the way back, instead of beginning an empty Pod in silence."""
+        (home / "pods").mkdir(parents=True)
+        (home / "pods" / name).touch()
+        with pytest.raises(NotFoundError, match=r"there is a Pod, .* with 'store_keys --from-file'$"):
+            keys.load_or_create_identity(home)
+        with pytest.raises(NotFoundError), keys.open_identity(home):
+            pass
+        assert not (home / "keys.json").exists()
+        keys.store_identity(home, owner, is_in_use=lambda _: True)
+        assert keys.load_or_create_identity(home) == owner
 
     def test_a_process_killed_while_making_one_leaves_all_or_nothing(self, killed: Callable[[str], list[Path]]) -> None:
         """Whatever it was killed at, the next start has one identity and keeps it, and no half key lies about."""

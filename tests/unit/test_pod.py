@@ -1453,10 +1453,10 @@ def test_a_write_that_does_not_fit_into_the_block_any_more_is_refused_at_once(po
     with pod.transaction():
         pod.delete_items(["x"] * 30_000)
         with pytest.raises(
-            InvalidError, match=r"a transaction cannot hold 60,000 operations of 5.5 MiB: at most 50,000"
+            InvalidError, match=r"a transaction cannot hold 60,000 operations of 6.5 MiB: at most 50,000"
         ):
             pod.bulk_action(delete_items=["x"] * 30_000)
-        with pytest.raises(InvalidError, match=r"cannot hold 30,001 operations of 67.7 MiB: at most 50,000 of 64 MiB"):
+        with pytest.raises(InvalidError, match=r"cannot hold 30,001 operations of 68.2 MiB: at most 50,000 of 64 MiB"):
             pod.create(Dog("x" * (65 * 2**20)))
         pod.create(rex)
 

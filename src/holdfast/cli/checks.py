@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,7 +44,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         "Pod key": _pod_key,
     }.items():
         yield from _guarded(name, check(settings))
-    for owner in sorted({path.name.partition(".")[0] for path in (settings.home / "pods").glob("*.*")}):
+    for owner in _find_owners(settings):
         yield from _guarded(f"Pod {owner[:8]}", _pod(settings, owner))
 
 
@@ -51,6 +53,10 @@ def _guarded(name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
         yield from findings
     except HoldfastError as exc:  # which says itself what to do
         yield Finding(name, "fail", exc.message)
+    except OSError as exc:  # a folder that this user may not enter, or a name that no file can have
+        if exc.filename is None:
+            raise
+        yield Finding(name, "fail", translate(exc, os.fsdecode(exc.filename), "look at").message)
 
 
 def _versions(_: Settings) -> Iterator[Finding]:
@@ -101,6 +107,13 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         else:
             yield Finding("keys", "ok", "none yet", "store_keys brings yours; else the first PodClient() makes some")
         return
+    others = sorted((settings.home / "pods").glob("*.db"))
+    if others and not _is_there(settings.pod_path(identity.owner_key)):
+        found = (
+            f"they are those of owner {identity.owner_key[:8]}, whose Pod is not here; there is {others[0].stem[:8]}'s"
+        )
+        advice = "if that one is yours, bring its keys: store_keys --from-file; else PodClient() begins an empty Pod"
+        yield Finding("keys", "warn", found, advice)
     if identity.previous_database_key is None:
         yield Finding("keys", "ok", f"owner {identity.owner_key[:8]}, key {identity.key_id}")
     else:
@@ -126,11 +139,21 @@ def _pod(settings: Settings, owner: str) -> Iterator[Finding]:
     if _is_there(path.with_name(f"{path.name}.restoring")):
         yield Finding(name, "warn", "a restore was interrupted", "whatever opens the Pod next carries it to its end")
         return
+    keyring = _find_keyring(settings)
     if not _is_there(path) or not path.stat().st_size:
-        yield Finding(name, "warn", f"{path} is not there or empty, only what belongs to it is", "holdfast pod restore")
+        if _has(keyring, owner):
+            found = f"{path} is gone or empty, and once held a Pod"
+            advice = "bring the file back with its -wal, or restore a backup: holdfast pod restore"
+            yield Finding(name, "fail", found, advice)
+        else:
+            yield Finding(name, "warn", f"{path} was never finished", "the next PodClient() makes it")
+        return
+    if not _is_there(path.with_suffix(".json")):
+        found = f"{path.with_suffix('.json')} is gone, and nothing opens the Pod without this envelope"
+        advice = "bring it from a copy or a backup, where it is called pod.json; or holdfast pod restore"
+        yield Finding(name, "fail", found, advice)
         return
     envelope = keys.read_envelope(path.with_suffix(".json"))
-    keyring = _find_keyring(settings)
     if owner == _find_owner(settings):
         key = envelope.open(keys.read_identity(settings.home))
     elif keyring is not None and keyring.has(owner):
@@ -153,6 +176,25 @@ def _find_owner(settings: Settings) -> str | None:
         return keys.read_identity(settings.home).owner_key
     except HoldfastError:
         return None
+
+
+def _find_owners(settings: Settings) -> list[str]:
+    """Return whose Pods are to be looked at: of all that anything is here of, if only a key in the keyring."""
+    found: set[str] = set()
+    with suppress(HoldfastError, OSError):  # which are other checks' findings
+        found.update(path.name.partition(".")[0] for path in (settings.home / "pods").glob("*.*"))
+        owner = _find_owner(settings)
+        if owner is not None and _has(_find_keyring(settings), owner):
+            found.add(owner)
+    return sorted(found)
+
+
+def _has(keyring: Keyring | None, owner: str) -> bool:
+    """Say whether the keyring knows a Pod; one that cannot be read knows none, which is another check's finding."""
+    try:
+        return keyring is not None and keyring.has(owner)
+    except HoldfastError:
+        return False
 
 
 def _find_keyring(settings: Settings) -> Keyring | None:

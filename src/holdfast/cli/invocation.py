@@ -6,6 +6,7 @@ Hides exit codes, closed pipes, Ctrl-C, and the form of answers and errors for p
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
-from holdfast.errors import HoldfastError, InvalidError
+from holdfast.errors import HoldfastError, InvalidError, UnavailableError
 
 if TYPE_CHECKING:
     from holdfast.context import Settings
@@ -27,6 +28,8 @@ STOPPED: Final = 130
 """How a shell names the end by Ctrl-C; also the answer "no" to a question."""
 CLOSED_PIPE: Final = 141
 """How a shell names the end by a reader that has gone, as in ``holdfast items search | head``."""
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+"""What an answer that is written to a file or a device can meet."""
 _MAX_EXIT_S: Final = 5.0
 """How long what is to be done at exit may take, before the process ends without it."""
 
@@ -54,6 +57,8 @@ def with_common_options(function: F) -> F:
 
     def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         call = ctx.ensure_object(Call)
+        if value == "":  # an unset variable of a script, most likely; another home than the one meant would be used
+            raise click.BadParameter("it is empty: a folder is expected", ctx=ctx, param=param)
         if value and param.name == "home":
             call.home = value
         elif value:
@@ -84,6 +89,14 @@ def run(command: click.Command, name: str, args: Sequence[str] | None = None) ->
         for descriptor in (1, 2):  # what is still to be flushed must not fail a second time
             os.dup2(nowhere, descriptor)
         return CLOSED_PIPE
+    except OSError as exc:
+        if exc.errno not in _UNWRITABLE:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # as above
+        with suppress(OSError):  # nobody can be told, if standard error leads to the same place
+            message = f"the answer could not be written to standard output: {exc.strerror}"
+            return _complain(UnavailableError(message, errno=errno.errorcode[exc.errno]), is_json="--json" in args)
+        return UnavailableError.exit_code
     return code
 
 
@@ -102,9 +115,20 @@ def _run(command: click.Command, name: str, args: list[str]) -> int:
             exc.show()
             return exc.exit_code
         return _complain(InvalidError(exc.format_message()), is_json=True)
-    except HoldfastError as exc:
-        return _complain(exc, is_json=is_json)
+    except (HoldfastError, OSError) as exc:
+        return _complain(_ours(exc), is_json=is_json)
     return 0
+
+
+def _ours(exc: HoldfastError | OSError) -> HoldfastError:
+    """Return what a file's error means, which nobody translated; one without a file is raised: a stream's."""
+    if isinstance(exc, HoldfastError):
+        return exc
+    if exc.filename is None:
+        raise exc
+    from holdfast.disk import translate  # start-up: help needs no disk
+
+    return translate(exc, os.fsdecode(exc.filename), "use")
 
 
 def _complain(exc: HoldfastError, *, is_json: bool) -> int:

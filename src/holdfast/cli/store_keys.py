@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, Final, NoReturn
 
 import click
 
 from holdfast.cli.invocation import Call, run, with_common_options
+from holdfast.errors import DamagedError, InvalidError
+
+_MAX_BYTES: Final = 65536
+"""Read of what is to be keys, which are not 400."""
 
 
 @click.command()
@@ -32,6 +36,8 @@ def command(
         raise click.UsageError("--owner-key and --database-key must come together; --from-file brings both")
     if from_file is not None and owner_key is not None:
         raise click.UsageError("keys come with --from-file or as two options, not both")
+    if export == "":  # an unset variable of a script: no copy would be made, and nobody would notice
+        raise click.UsageError("--export is empty: a file is expected, or - to print the keys")
     settings = call.settings()
 
     def is_in_use(identity: keys.Identity) -> bool:
@@ -40,7 +46,12 @@ def command(
         return any(each.suffix != ".lock" for each in path.parent.glob(f"{path.stem}.*"))
 
     if from_file is not None:
-        given = keys.Identity.from_json(from_file.read(), what=f"key file {from_file.name!r}")
+        try:
+            given = keys.Identity.from_json(from_file.read(_MAX_BYTES), what=f"key file {from_file.name!r}")
+        except DamagedError as exc:  # nothing that is kept here is damaged: what was given is wrong
+            reason = exc.facts["reason"]
+            message = f"{from_file.name!r} holds no keys: {reason}; a file that store_keys --export wrote is expected"
+            raise InvalidError(message, path=from_file.name, reason=reason) from exc
         keys.store_identity(settings.home, given, is_in_use=is_in_use)
     elif owner_key is not None and database_key is not None:
         keys.store_identity(settings.home, keys.Identity(owner_key, database_key), is_in_use=is_in_use)

@@ -28,7 +28,7 @@ import apsw
 from holdfast.disk import BusyError, Disk, Lock
 from holdfast.errors import DamagedError, NotFoundError, UnavailableError
 from holdfast.keys import Envelope, Identity, read_envelope
-from holdfast.sql.faults import translated
+from holdfast.sql.faults import translate, translated
 from holdfast.sql.forks import inside_sqlite
 from holdfast.sql.migration import check_format, format_of
 
@@ -42,6 +42,9 @@ WAIT_S: Final = 30.0
 
 PAUSE_S: Final = 0.2
 """How long the lock is waited for alone, before looking whether somebody else did what needs it."""
+
+_WRITING: Final = frozenset({apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_FSYNC, apsw.SQLITE_IOERR_TRUNCATE})
+"""Errors of a disk that nobody meets who reads."""
 
 _PAGES: Final = 512
 """Copied between two reports of progress: 2 MiB."""
@@ -82,7 +85,7 @@ def back_up(
     disk.put_folder(target.parent)
     with sharing_pod(source, disk=disk), disk.temporary_folder(target.parent) as folder:
         envelope = read_envelope(source.with_suffix(".json"), disk=disk)
-        copy_file(source, key, folder / FILE, disk=disk, on_progress=on_progress)
+        copy_file(source, key, folder / FILE, disk=disk, shown_path=target, on_progress=on_progress)
         disk.create(folder / ENVELOPE, envelope.to_json())
         found = examine(folder / FILE, key, envelope, target)
         disk.sync_folder(folder)
@@ -90,29 +93,57 @@ def back_up(
     return found
 
 
-def copy_file(source: Path, key: bytes, target: Path, *, disk: Disk, on_progress: Progress | None = None) -> None:
-    """Copy a database, encrypted as it is, to a file that does not exist yet, and flush it."""
+def copy_file(
+    source: Path,
+    key: bytes,
+    target: Path,
+    *,
+    disk: Disk,
+    shown_path: Path | None = None,
+    on_progress: Progress | None = None,
+) -> None:
+    """Copy a database, encrypted as it is, to a file that does not exist yet, and flush it.
+
+    Messages call the copy ``shown_path``, if ``target`` is not to be its name.
+    """
     target.unlink(missing_ok=True)  # what a copy that died left behind
+    shown_path = shown_path or target
     with inside_sqlite, translated(source):
         reader = _connect(source, key, apsw.SQLITE_OPEN_READWRITE)
-        writer = _connect(target, key, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        with translated(shown_path):
+            writer = _connect(target, key, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         try:
             writer.pragma("synchronous", "off")  # flushed once, below
             # Inside a transaction of its own the reader stays at one moment; outside, each write of somebody else
             # would make the copy begin anew.
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
-            with writer.backup("main", reader, "main") as copying:
+            with _blamed_on(shown_path), writer.backup("main", reader, "main") as copying:
                 while not copying.done:
                     copying.step(_PAGES)
                     if on_progress is not None:
                         on_progress(copying.page_count - copying.remaining, copying.page_count)
             reader.execute("COMMIT")
-            writer.pragma("journal_mode", "delete")  # one file, without companions
+            with translated(shown_path):
+                writer.pragma("journal_mode", "delete")  # one file, without companions
         finally:
             close_unchanged(reader, source)
             writer.close()
     disk.sync_file(target)
+
+
+@contextmanager
+def _blamed_on(target: Path) -> Generator[None]:
+    """Raise what only a writer can meet, while a file is read and its copy ``target`` is written, as the copy's."""
+    try:
+        yield
+    except apsw.Error as exc:
+        code = getattr(exc, "extendedresult", 0)
+        is_target = isinstance(exc, apsw.FullError | apsw.ReadOnlyError | apsw.CantOpenError) or code in _WRITING
+        found = translate(exc, target) if is_target else None
+        if found is None:
+            raise
+        raise found from exc
 
 
 def inspect(path: Path, identity: Identity, *, disk: Disk | None = None) -> Backup:
@@ -123,8 +154,9 @@ def inspect(path: Path, identity: Identity, *, disk: Disk | None = None) -> Back
         DeniedError: It is not this owner's, or needs another key.
         DamagedError, InvalidError: It is damaged, or of a newer format.
     """
-    if not (path / FILE).is_file():
-        raise NotFoundError(f"there is no backup in {str(path)!r}: it holds no {FILE!r}", path=str(path))
+    for name in (FILE, ENVELOPE):
+        if not (path / name).is_file():
+            raise NotFoundError(f"there is no backup in {str(path)!r}: it holds no {name!r}", path=str(path))
     envelope = read_envelope(path / ENVELOPE, disk=disk or Disk())
     return examine(path / FILE, envelope.open(identity), envelope, path)
 
@@ -160,7 +192,7 @@ def restore(
     with lock:
         _finish(target, disk)  # one that was begun before
         with disk.temporary_folder(target.parent) as folder:
-            copy_file(backup / FILE, key, folder / FILE, disk=disk, on_progress=on_progress)
+            copy_file(backup / FILE, key, folder / FILE, disk=disk, shown_path=target, on_progress=on_progress)
             disk.create(folder / ENVELOPE, envelope.rekey(identity).to_json())
             disk.put_folder(folder / _REPLACED)
             disk.rename(folder, _restoring(target))

@@ -55,6 +55,7 @@ from holdfast.store import (
     Result,
     evaluate,
     needs,
+    refuse_secrets,
 )
 from holdfast.values import Value
 
@@ -442,7 +443,9 @@ class SqliteStore:
 
     def search(self, query: Query) -> list[Found]:  # noqa: D102
         with self._reading() as db:
-            statement, values = compile_query(query, self._current(db))
+            known = self._current(db)
+            refuse_secrets(query, known.schema)
+            statement, values = compile_query(query, known)
             found = [(seq, sql_rows.item_from(tuple(row))) for seq, *row in db.execute(statement, values)]
             edges: dict[str, list[EdgeRow]] = {}
             for direction, is_wanted in ((Direction.OUTGOING, query.outgoing), (Direction.INCOMING, query.incoming)):

@@ -55,7 +55,7 @@ from holdfast.store.operations import (
     UpdateItem,
     size_bytes,
 )
-from holdfast.store.query import Comparison, Condition, Direction, EdgeRow, Found, Query, query_from
+from holdfast.store.query import Comparison, Condition, Direction, EdgeRow, Found, Query, query_from, refuse_secrets
 from holdfast.values import Value
 
 __all__ = [
@@ -105,6 +105,7 @@ __all__ = [
     "guards",
     "needs",
     "query_from",
+    "refuse_secrets",
     "size_bytes",
 ]
 

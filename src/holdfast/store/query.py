@@ -91,6 +91,26 @@ _ORDERS: Final = {"Asc": False, "Desc": True}
 _EDGES: Final = "[[edges]]"
 
 
+def refuse_secrets(query: Query, schema: Schema) -> None:
+    """Accept a query that compares no secret property.
+
+    Every store asks this, for who searches may have learnt of a secret late, or not at all.
+
+    Raises:
+        DeniedError: One of its conditions is on a property that is secret in a type that is searched.
+    """
+    searched = schema.values() if query.type is None else filter(None, (schema.get(query.type),))
+    names = {condition.property for condition in query.conditions}
+    for definition in searched:
+        for name in names & definition.properties.keys():
+            if definition.properties[name].is_secret:
+                raise _secret(name)
+
+
+def _secret(name: str) -> DeniedError:
+    return DeniedError(f"property {name!r} cannot be searched for: it is secret", property=name)
+
+
 def query_from(fields: Mapping[str, Any], schema: Schema) -> Query:
     """Read the fields of a search, as in ``{"type": "Dog", "age>=": 3, "_limit": 10, "_sortOrder": "Desc"}``.
 
@@ -143,8 +163,7 @@ def _condition(key: str, value: Any, type_: str | None, schema: Schema) -> Condi
     name = key.removesuffix(comparison)
     declared = [schema.property(type_, name)] if type_ is not None else _declared_anywhere(name, schema)
     if any(found.is_secret for found in declared):
-        message = f"property {name!r} cannot be searched for: it is secret"
-        raise DeniedError(message, property=name)
+        raise _secret(name)
     if value is None:
         if comparison is not Comparison.EQUAL:
             raise _wrong(key, value, "a value to compare with")

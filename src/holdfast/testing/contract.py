@@ -352,6 +352,12 @@ class StoreContract:
             with pytest.raises(DeniedError):
                 apply(store, operation, fence=held.fence)
 
+    def test_no_query_compares_a_secret(self, store: Store) -> None:
+        """Whoever made the query: the store refuses it, for one type and for all."""
+        for type_ in ("Account", None):
+            with pytest.raises(DeniedError, match="'secret' cannot be searched for"):
+                store.search(Query(type=type_, conditions=where("secret", "==", "x")))
+
     def test_deletion_is_a_mark(self, store: Store, clock: FakeClock) -> None:
         """A deleted item and its edges are left out until it is undeleted; deleting what is gone does nothing."""
         apply(store, *(op.CreateItem(id_, "Person") for id_ in "ab"), op.CreateEdge("a", "relationship", "b"))

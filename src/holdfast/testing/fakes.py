@@ -42,6 +42,7 @@ from holdfast.store import (
     exists_already,
     guards,
     needs,
+    refuse_secrets,
 )
 from holdfast.values import Value
 
@@ -154,6 +155,7 @@ class MemoryStore(Store):
 
     def search(self, query: Query) -> list[Found]:
         with self._opened():
+            refuse_secrets(query, self._schema)
             ids = self._items.keys() if query.ids is None else self._items.keys() & query.ids
             matching = [row for row in map(self._items.__getitem__, ids) if _matches(row, query)]
             placed = sorted(((self._position(row), row) for row in matching), reverse=query.is_descending)
