@@ -4,9 +4,12 @@ Names no file may hold: a package index, a folder of somebody's machine. The pat
 do not match their own text.
 """
 
+import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +81,39 @@ def line_counts() -> dict[str, int]:
     return counts
 
 
+def code_lines() -> int:
+    """Return how many lines of the package are neither docstring nor comment nor blank."""
+    total = 0
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        prose = {
+            line
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        code = {
+            line
+            for token in tokenize.generate_tokens(io.StringIO(text).readline)
+            if token.type not in _NO_CODE
+            for line in range(token.start[0], token.end[0] + 1)
+        }
+        total += len(code - prose)
+    return total
+
+
+_NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
+
+
 def main() -> int:
-    """Print complaints and counts; return 1 if there is a complaint or the whole is too long."""
+    """Print complaints and counts; return 1 if there is a complaint. Sizes are shown, not enforced: docs/adr/0005."""
     found = [complaint for path in repository_files() for complaint in complaints(path)]
     for complaint in found:
         print(complaint)
@@ -87,10 +121,9 @@ def main() -> int:
     for part, (share, _) in SHARES.items():
         print(f"{part:<14}{counts[part]:>7,} of {share:>6,} lines{'  <- past its share' * (counts[part] > share)}")
     total = sum(counts.values())
-    print(f"{'src':<14}{total:>7,} of {MAX_TOTAL:>6,} lines")
-    if total > MAX_TOTAL:
-        print(f"src has {total:,} lines of Python; the whole is to stay readable, {MAX_TOTAL:,} at most")
-    return int(bool(found) or total > MAX_TOTAL)
+    over = "  <- past what should be readable in an afternoon or two" * (total > MAX_TOTAL)
+    print(f"{'src':<14}{total:>7,} of {MAX_TOTAL:>6,} lines, {code_lines():,} of them code{over}")
+    return int(bool(found))
 
 
 if __name__ == "__main__":
