@@ -8,7 +8,7 @@ HoldfastError
 ├── ConflictError     read again, then decide       HTTP 409   exit 5
 │   └── FencedError   stop: another run took over
 ├── UnavailableError  try again later               HTTP 503   exit 6
-│   └── DamagedError  restore a backup
+│   └── DamagedError  bring back what it names
 └── PluginError       mend the plugin               HTTP 502   exit 7
 ```
 
@@ -88,7 +88,7 @@ class UnavailableError(HoldfastError, ConnectionError):
 
 
 class DamagedError(UnavailableError):
-    """What is stored is not what was written. Nothing was changed; restore a backup."""
+    """What is stored is not what was written. Nothing was changed; the message names what to bring back."""
 
 
 class PluginError(HoldfastError):
