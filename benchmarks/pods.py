@@ -278,7 +278,7 @@ class Bench:
 @contextmanager
 def bare(client: PodClient) -> Generator[apsw.Connection]:
     """Open a connection to a Pod's file that is set up as the store's own."""
-    db = cast("SqliteStore", client._store)._connect()
+    db = cast("SqliteStore", client._store)._connect(65_536)
     try:
         yield db
     finally:

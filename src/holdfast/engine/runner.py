@@ -6,7 +6,6 @@ once, as an `Outcome`; and whatever happens, nothing is written for a run that s
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import inspect
 import logging
@@ -169,6 +168,8 @@ class Runner:
         self.safe_point()
         found = plugin.run()
         if inspect.iscoroutine(found):
+            import asyncio  # 50 ms of start-up, for those whose run is async
+
             asyncio.run(found)
 
     def _leave(self) -> None:

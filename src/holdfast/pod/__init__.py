@@ -6,8 +6,8 @@ items turn into operations is `holdfast.pod.draft`'s. What a store is made of, a
 
 from __future__ import annotations
 
-import asyncio
 import gc
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +63,7 @@ class _Blocks(threading.local):
     """
 
     def __init__(self) -> None:
-        self.by_task: dict[asyncio.Task[Any] | None, Draft] = {}
+        self.by_task: dict[object, Draft] = {}
 
 
 class Pod:
@@ -519,10 +519,11 @@ class Pod:
         return DeclareTypes((TypeDefinition(type_, edges={name: (target_type,)}),))
 
 
-def _current_task() -> asyncio.Task[Any] | None:
+def _current_task() -> object:
+    loaded = sys.modules.get("asyncio")  # not imported for its own sake: 50 ms of start-up, and most have no tasks
     try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
+        return None if loaded is None else loaded.current_task()
+    except (RuntimeError, AttributeError):  # no event loop runs in this thread, or it is just being imported
         return None
 
 
