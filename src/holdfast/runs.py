@@ -243,6 +243,6 @@ class Lease:
 
     def held_by_other(self, now_ms: int) -> ConflictError:
         """Return the error that names who holds the plugin state."""
-        left_s = max(0, self.expires_ms - now_ms) / 1000
-        message = f"plugin state {self.state!r} is held by run {self.run!r} for another {left_s:.0f} s"
+        left_s = max(1, -(-(self.expires_ms - now_ms) // 1000))  # rounded up
+        message = f"plugin state {self.state!r} is held by run {self.run!r} for another {left_s} s"
         return ConflictError(message, state=self.state, run=self.run, expires_ms=self.expires_ms)

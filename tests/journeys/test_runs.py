@@ -352,6 +352,7 @@ import sys
 from pathlib import Path
 from holdfast.context import Settings, unlock
 from holdfast.engine import Runner, Timing, continue_run, find_unfinished, get_state
+from holdfast.errors import ConflictError
 from holdfast.pod import Pod
 from holdfast.plugins import source_of
 from holdfast.sql import SqliteStore
@@ -364,7 +365,10 @@ with Pod(SqliteStore(*place)) as client:
     run = find_unfinished(client, get_state(client, source.plugin_id))
     run, state = continue_run(client, run.id)
 runner = Runner(lambda: SqliteStore(*place), locks=Path(machine), owns_process=True, timing=timing)
-outcome = runner.drive(source.load(), run, state, eval(config))
+try:
+    outcome = runner.drive(source.load(), run, state, eval(config))
+except ConflictError as exc:
+    sys.exit(exc.exit_code)
 print(outcome.status, outcome.error)
 sys.exit(outcome.exit_code)
 """

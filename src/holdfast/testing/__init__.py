@@ -15,6 +15,7 @@ class TestMyStore(StoreContract):
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
@@ -38,5 +39,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(message, name=name)
     import pytest  # not needed by who only uses the fakes, and not installed with Holdfast
 
-    pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _SUITES.values()))
+    suites = [f"{__name__}.{module}" for module in _SUITES.values()]
+    pytest.register_assert_rewrite(*(suite for suite in suites if suite not in sys.modules))
     return getattr(import_module(f"{__name__}.{_SUITES[name]}"), name)
