@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import pods, processes, runs
+from benchmarks import pods, processes, runs, variables
 from benchmarks.measure import Row, table
 
 
@@ -31,6 +31,7 @@ def main() -> None:
             pods.Bench(folder=here, items=options.items, rounds=options.rounds),
             processes.Bench(folder=here, rounds=options.rounds),
             runs.Bench(folder=here, rounds=options.rounds),
+            variables.Bench(folder=here, rounds=options.rounds),
         ):
             for row in bench.rows():
                 rows.append(row)
