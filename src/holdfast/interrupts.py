@@ -27,13 +27,15 @@ class _Uninterrupted:
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        self.depth += 1
-        if self.depth == 1:
+        if not self.depth:
+            self.pending.clear()  # a handler that raised while the last block ended has said it all
             for number in _NUMBERS:
                 handler = signal.getsignal(number)
                 if callable(handler) and handler != self.note:
                     self.handlers[number] = handler
                     signal.signal(number, self.note)
+        # Last: until here `note` passes signals on, and one that raises leaves a block that was never entered.
+        self.depth += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -70,6 +72,14 @@ def uninterrupted() -> _Uninterrupted:
 def is_interrupted() -> bool:
     """Say whether a signal waits for this thread's block to end: what can be given up should be."""
     return bool(_state.pending) and threading.current_thread() is threading.main_thread()
+
+
+def deliver() -> None:
+    """Inside a block, at a place where it may be left: run the handlers of the signals that wait."""
+    if threading.current_thread() is threading.main_thread():
+        while _state.pending:
+            number, frame = _state.pending.pop(0)
+            _state.handlers[number](number, frame)
 
 
 def _begin_anew() -> None:

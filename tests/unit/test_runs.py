@@ -99,7 +99,7 @@ def test_a_held_plugin_state_cannot_be_claimed_by_another() -> None:
     """The refusal names the plugin state, the run that holds it, and for how long."""
     with pytest.raises(ConflictError) as caught:
         HELD.claimed(run="r2", holder="h2", now_ms=1_000, duration_ms=100)
-    assert str(caught.value) == "plugin state 's' is held by run 'r1' for another 0 s"
+    assert str(caught.value) == "plugin state 's' is held by run 'r1' for another 1 s"
     assert caught.value.facts == {"state": "s", "run": "r1", "expires_ms": 1_100}
 
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter
 from holdfast.errors import InvalidError
 from holdfast.items import BUILT_IN, Item, PluginRun
 from holdfast.pod import Pod
-from holdfast.values import shown
 
 
 class PluginConfig(BaseModel):
@@ -153,7 +152,12 @@ def _fitted(cls: type[PluginBase], name: str, parameter: inspect.Parameter, valu
 def _wrong_setting(plugin: str, exc: pydantic.ValidationError, name: str | None = None) -> InvalidError:
     first = exc.errors(include_url=False)[0]
     setting = ".".join(filter(None, (name, *map(str, first["loc"]))))
-    message = f"setting {setting!r} of {plugin} cannot be {shown(first['input'])}: {first['msg']}"
+    if first["type"] == "missing":
+        return InvalidError(f"{plugin} needs a setting {setting!r}", plugin=plugin, setting=setting)
+    if first["type"] == "extra_forbidden":
+        return InvalidError(f"{plugin} has no setting {setting!r}", plugin=plugin, setting=setting)
+    # Not the value: it may be a password, and only its type says why it does not fit.
+    message = f"setting {setting!r} of {plugin} cannot be of type {type(first['input']).__name__}: {first['msg']}"
     return InvalidError(message, plugin=plugin, setting=setting)
 
 

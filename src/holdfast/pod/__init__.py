@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 from holdfast.errors import InvalidError, NotFoundError
-from holdfast.interrupts import uninterrupted
+from holdfast.interrupts import deliver, uninterrupted
 from holdfast.items import (
     ANY_TYPE,
     BUILT_IN,
@@ -368,13 +368,14 @@ class Pod:
             raise InvalidError(f"a transaction is open in this {where} already, and transactions do not nest")
         draft = blocks[task] = Draft(self._widening)
         try:
-            yield
+            try:
+                yield
+            finally:
+                del blocks[task]  # of the one that opened it, whoever ends it: another task may close a generator
+            self._commit(draft)
         except BaseException:
-            draft.undo()
+            draft.undo()  # nothing any more if it was committed
             raise
-        finally:
-            del blocks[task]  # of the one that opened it, whoever ends it: a generator may be closed by another task
-        self._commit(draft)
 
     @property
     def block(self) -> object | None:
@@ -480,29 +481,33 @@ class Pod:
             yield draft
             if block:
                 draft.check_fits(mark)
+            else:
+                self._commit(draft, in_parts=in_parts, on_progress=on_progress)
         except BaseException:
-            draft.undo(mark)
+            draft.undo(mark)  # nothing any more if it was committed, in whole or in part
             raise
-        if not block:
-            self._commit(draft, in_parts=in_parts, on_progress=on_progress)
 
     def _commit(self, draft: Draft, *, in_parts: bool = False, on_progress: _Progress = None) -> None:
-        total, committed = len(draft.operations), 0
-        try:
-            for batch in draft.batches(self._fence, in_parts=in_parts):
-                with uninterrupted(), _no_garbage_collection():  # no Ctrl-C between the commit and the news of it
-                    results = self._store.apply(batch)
-                    start, committed = committed, committed + len(results)
-                    draft.settle(start, results)
-                if on_progress is not None:
-                    on_progress(committed, total)
-        except BaseException as exc:
-            draft.undo((committed, 0))
-            if in_parts:
-                say_where(exc, draft.operations)
-            raise
-        finally:
-            draft.settle_lists()
+        """Commit a draft and forget its operations. Ctrl-C waits for the end of a part: then items know it is there."""
+        with uninterrupted():
+            total, committed = len(draft.operations), 0
+            try:
+                for batch in draft.batches(self._fence, in_parts=in_parts):
+                    deliver()  # between parts: whoever wants to stop need not wait for the last
+                    with _no_garbage_collection():
+                        results = self._store.apply(batch)
+                        start, committed = committed, committed + len(results)
+                        draft.settle(start, results)
+                    if on_progress is not None:
+                        on_progress(committed, total)
+            except BaseException as exc:
+                draft.undo((committed, 0))
+                if in_parts:
+                    say_where(exc, draft.operations)
+                raise
+            finally:
+                draft.settle_lists()
+                draft.forget()
 
     def _widening(self, source: Item, name: str, target: Item) -> DeclareTypes | None:
         """Let an edge lead to a subclass of what its class declares: the schema knows types, not who inherits whom."""

@@ -182,6 +182,12 @@ class Draft:
         for (_, name), (item, done) in self._lists.items():
             _settle_list(item, name, done)
 
+    def forget(self) -> None:
+        """Keep nothing of what was committed or given up: there is nothing left to undo."""
+        self.operations.clear()
+        self._effects.clear()
+        self._lists.clear()
+
     def undo(self, mark: tuple[int, int] = (0, 0)) -> None:
         """Give up what was collected since ``mark``, the latest first."""
         at, self._size_bytes = mark
