@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
@@ -15,7 +16,7 @@ from holdfast.plugins.variables import PodVariables
 from holdfast.pod import Pod
 from holdfast.runs import Status, status_of
 from holdfast.state import StateNamespace
-from holdfast.store import MoveRun, SetVariable
+from holdfast.store import MoveRun
 
 T = TypeVar("T")
 
@@ -66,7 +67,8 @@ class StatefulPlugin(PluginBase):
         self.runId = runId if pluginRun is None else pluginRun.id
         self.pluginState = pluginState
         self._runner: Runner | None = None
-        self._variables: StateNamespace | None = None
+        self._variables: PodVariables | None = None
+        self._once = threading.RLock()  # one call at a time; what it calls may call `once` in its turn
         super().__init__(pluginRun=pluginRun, client=client, **kwargs)
 
     def _warn_without_run(self) -> None:
@@ -88,9 +90,12 @@ class StatefulPlugin(PluginBase):
 
         A write outside a transaction is durable when it returns; inside one, when the block ends, or never.
         """
+        return StateNamespace(self._backend, "")
+
+    @property
+    def _backend(self) -> PodVariables:
         if self._variables is None:
-            backend = PodVariables(self.client, self._state_id())
-            self._variables = StateNamespace(backend, "")
+            self._variables = PodVariables(self.client, self._state_id())
         return self._variables
 
     def _state_id(self) -> str:
@@ -120,14 +125,13 @@ class StatefulPlugin(PluginBase):
         The result must be what JSON can hold. If the process dies after the function did its work and before the
         result is stored, the next run calls it again: make the effect one that may happen twice, or a transaction.
         """
-        state = self._state_id()
-        known = self.client.variables(state, ONCE).get(key)
-        if isinstance(known, str):
-            return from_json(known)
-        result = function()
-        text = to_json(result, inf_nan_mode="constants").decode()
-        self.client.add(SetVariable(state, key, text, ONCE))
-        return from_json(text)
+        with self._once:
+            known = self._backend.find(ONCE, key)
+            if isinstance(known, str):
+                return from_json(known)
+            text = to_json(function(), inf_nan_mode="constants").decode()
+            self._backend.put(ONCE, key, text)
+            return from_json(text)
 
     # -- on the way ---------------------------------------------------------------------------------------------------
 

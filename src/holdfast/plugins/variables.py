@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
@@ -26,14 +27,20 @@ class PodVariables:
         self._client = client
         self._state = state
         self._views: dict[str, dict[str, Value]] = {}
+        self._ages: dict[str, int] = {}
+        """How often each namespace was written or forgotten: what was read before is not what is there now."""
+        self._changing = threading.Lock()
         self._pending: WeakKeyDictionary[object, dict[str, dict[str, Value | None]]] = WeakKeyDictionary()
         """What each open block has written, by block: threads and tasks may each have one open at the same time."""
 
     def read(self, namespace: str) -> Mapping[str, Value]:
         """Return the variables, with what the open block of this thread or task has written to them."""
-        view = self._views.get(namespace)
-        if view is None:
-            view = self._views[namespace] = dict(self._client.variables(self._state, namespace))
+        while (view := self._views.get(namespace)) is None:
+            age = self._ages.get(namespace, 0)
+            found = dict(self._client.variables(self._state, namespace))
+            with self._changing:
+                if self._ages.get(namespace, 0) == age:  # else another thread wrote while this one read: read again
+                    self._views[namespace] = found
         block = self._client.block
         pending = {} if block is None else self._pending.get(block, {}).get(namespace, {})
         if not pending:
@@ -59,7 +66,9 @@ class PodVariables:
 
     def load(self, namespace: str) -> None:
         """Forget what was read."""
-        self._views.pop(namespace, None)
+        with self._changing:
+            self._ages[namespace] = self._ages.get(namespace, 0) + 1
+            self._views.pop(namespace, None)
 
     def store(self, namespace: str) -> None:
         """Do nothing: what is written is durable."""
@@ -75,10 +84,10 @@ class PodVariables:
             pending[name] = value
 
     def _settle(self, namespace: str, name: str, value: Value | None) -> None:
-        view = self._views.get(namespace)
-        if view is None:
-            return
-        if value is None:
-            view.pop(name, None)
-        else:
-            view[name] = value
+        with self._changing:
+            self._ages[namespace] = self._ages.get(namespace, 0) + 1
+            view = self._views.get(namespace, {})
+            if value is None:
+                view.pop(name, None)
+            else:
+                view[name] = value
