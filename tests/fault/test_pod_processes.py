@@ -160,12 +160,12 @@ def alone():
     except HoldfastError as exc:
         say(type(exc).__name__)
 ended(child_of(alone))
-number = str((folder / "pod.db").stat().st_ino)
-held = [line.split() for line in open("/proc/locks")]
-say([fields[1:4] for fields in held if fields[4] == str(os.getpid()) and fields[5].endswith(":" + number)])
 stop.set()
 for thread in threads:
     thread.join()
+number = str((folder / "pod.db").stat().st_ino)
+held = [line.split() for line in open("/proc/locks")]
+say([fields[1:4] for fields in held if fields[4] == str(os.getpid()) and fields[5].endswith(":" + number)])
 put(store, "again")
 store.close()
 """
