@@ -904,7 +904,8 @@ def _drop(fd: int) -> None:
         # Closing frees the lock only if nobody else has the open file; a child of a fork made by C code may.
         with suppress(OSError):
             _unlock(fd)
-        os.close(fd)
+        with suppress(OSError):  # someone else in this process has closed it
+            os.close(fd)
 
 
 def _temporary_name(folder: Path) -> Path:

@@ -1,13 +1,15 @@
 """What becomes of a run, decided without a process of its own, on a Pod in memory."""
 
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from holdfast import Cancelled, ConflictError, InvalidError, PluginRun, Released, RetryLater
+from holdfast import Cancelled, ConflictError, FencedError, GiveUp, InvalidError, PluginRun, Released, RetryLater
 from holdfast.engine import Runner, Timing, abort, begin_run, edit, find_lease, find_unfinished, get_state, retry
 from holdfast.plugins import StatefulPlugin
 from holdfast.pod import Pod
@@ -29,12 +31,17 @@ def store() -> Kept:
     return Kept()
 
 
-def drive(store: Store, folder: Path, work: Callable[[Any], object], **how: Any) -> tuple[Outcome, str]:
+def drive(
+    store: Store, folder: Path, work: Callable[[Any], object], setup: Callable[[], object] | None = None, **how: Any
+) -> tuple[Outcome, str]:
     """Drive a new run of a plugin that does ``work``; return its outcome and status."""
 
     class Works(StatefulPlugin):
-        def run(self) -> None:
-            work(self)
+        def setup(self) -> Any:
+            return None if setup is None else setup()
+
+        def run(self) -> object:
+            return work(self)
 
     client = Pod(store)
     state = get_state(client, "m:Works")
@@ -65,6 +72,32 @@ def failing(exc: BaseException) -> Callable[[Any], object]:
         (failing(RetryLater("x", after=5)), Outcome(status=Status.READY, error="x", exit_code=75, retry_after_s=5)),
         (failing(SystemExit(0)), Outcome(status=Status.DONE, exit_code=0)),
         (failing(GeneratorExit()), Outcome(status=Status.ERROR, error="GeneratorExit: ", exit_code=7)),
+        (failing(FencedError("x")), Outcome(status=Status.ERROR, error="FencedError: x", exit_code=5)),
+        # What a TaskGroup makes of them.
+        (
+            failing(ExceptionGroup("of two", [RetryLater("x", after=5), RetryLater("y", after=9), RetryLater("z")])),
+            Outcome(status=Status.READY, error="y", exit_code=75, retry_after_s=9),
+        ),
+        (
+            failing(ExceptionGroup("of two", [RetryLater("x"), ExceptionGroup("inner", [GiveUp("closed")])])),
+            Outcome(status=Status.ERROR, error="closed", exit_code=7),
+        ),
+        (
+            failing(ExceptionGroup("of one", [InvalidError("x")])),
+            Outcome(status=Status.ERROR, error="InvalidError: x", exit_code=2),
+        ),
+        (
+            failing(ExceptionGroup("of two", [RetryLater("x"), KeyError("y")])),
+            Outcome(
+                status=Status.ERROR,
+                error="ExceptionGroup: of two (2 sub-exceptions); RetryLater: x; KeyError: 'y'",
+                exit_code=7,
+            ),
+        ),
+        (
+            failing(BaseExceptionGroup("of two", [ValueError("x"), Cancelled("by hand")])),
+            Outcome(status=Status.ABORTED, error="by hand", exit_code=5),
+        ),
     ],
 )
 def test_what_a_plugin_raises_decides(
@@ -104,6 +137,102 @@ def test_a_run_that_is_fenced_without_writing_is_left_alone_too(store: Kept, tmp
     outcome, status = drive(store, tmp_path, lambda plugin: store.apply(Batch((EndLease(plugin.pluginState.id),))))
 
     assert (outcome.status, outcome.exit_code, status) == (None, 5, "started")
+
+
+def test_code_that_shrugs_off_errors_stops_at_a_safe_point_of_a_fenced_run(store: Kept, tmp_path: Path) -> None:
+    """There the news is no Exception, and the run is left to whoever has taken it."""
+    steps: list[str] = []
+
+    def work(plugin: Any) -> None:
+        store.apply(Batch((EndLease(plugin.pluginState.id),)))
+        while True:
+            try:
+                plugin.safe_point()
+            except Exception:  # noqa: BLE001 -- what this is about
+                steps.append("shrugged off")
+                return
+
+    outcome, status = drive(store, tmp_path, work, timing=Timing(look_s=0.01))
+
+    assert (outcome.status, outcome.exit_code, status, steps) == (None, 5, "started", [])
+
+
+class Cell:
+    """Something that can be awaited and is no coroutine."""
+
+    def __init__(self, done: list[str]) -> None:
+        self.done = done
+
+    def __await__(self) -> Generator[None]:
+        self.done.append("awaited")
+        yield
+
+
+def test_whatever_can_be_awaited_is_awaited(store: Kept, tmp_path: Path) -> None:
+    """Not coroutines alone."""
+    done: list[str] = []
+
+    outcome, _ = drive(store, tmp_path, lambda plugin: Cell(done))
+
+    assert (outcome.exit_code, done) == (0, ["awaited"])
+
+
+async def _coroutine() -> None:
+    """Do nothing."""
+
+
+async def _stream() -> AsyncGenerator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "how, error",
+    [
+        (
+            {"work": lambda plugin: (each for each in ())},
+            "Works.run did not run, it returned a 'generator': it cannot yield",
+        ),
+        ({"work": lambda plugin: _stream()}, "Works.run did not run, it returned a 'async_generator': it cannot yield"),
+        ({"setup": _coroutine}, "Works.setup did not run, it returned a 'coroutine': it cannot yield, nor be async"),
+    ],
+)
+def test_code_that_did_not_run_is_not_called_done(how: dict[str, Any], error: str, store: Kept, tmp_path: Path) -> None:
+    """A method with a ``yield`` has done nothing when it returns."""
+    outcome, status = drive(store, tmp_path, how.pop("work", lambda plugin: None), **how)
+
+    assert (status, outcome.exit_code) == ("error", 2)
+    assert outcome.error == f"InvalidError: the code of {error}"
+
+
+def test_a_run_ends_while_its_thread_is_traced(tmp_path: Path) -> None:
+    """As under a debugger, or when coverage is measured: what could have interrupted it is withdrawn without harm."""
+    code = """
+import sys
+from pathlib import Path
+from holdfast import StatefulPlugin
+from holdfast.engine import Runner, begin_run, get_state
+from holdfast.pod import Pod
+from holdfast.testing import MemoryStore
+
+class Works(StatefulPlugin):
+    def run(self):
+        pass
+
+def trace(*args):
+    return trace
+
+store = MemoryStore()
+client = Pod(store)
+state = get_state(client, "m:Works")
+run = begin_run(client, state, {"pluginModule": "m", "pluginName": "Works"})
+runner = Runner(lambda: store, locks=Path(sys.argv[1]) / "locks")
+sys.settrace(trace)
+print(runner.drive(Works, run, state, {}).exit_code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 def test_a_plugin_learns_of_an_abort_between_two_renewals(store: Kept, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from holdfast.disk import Disk
 from holdfast.engine.holding import Hold, Timing
@@ -116,7 +116,9 @@ class Runner:
     # -- what a plugin may ask ----------------------------------------------------------------------------------------
 
     def safe_point(self) -> None:
-        """Raise what the run is to stop with, if it is to stop."""
+        """Raise what the run is to stop with, if it is to stop; never what an `except Exception` shrugs off."""
+        if isinstance(self._stop_with, Exception):
+            raise Cancelled(str(self._stop_with)) from self._stop_with
         if self._stop_with is not None:
             raise self._stop_with
 
@@ -146,12 +148,8 @@ class Runner:
                 self._call(cls, run, state, arguments, client)
             finally:
                 self._leave()
-        except (Cancelled, Released, FencedError) as exc:
-            return self._stopped(self._stop_with or exc)
-        except RetryLater as exc:
-            return Outcome(status=Status.READY, error=_clean(exc.reason), exit_code=75, retry_after_s=exc.after_s)
         except BaseException as exc:  # noqa: BLE001 -- the runner's boundary
-            return self._failed(exc)
+            return self._ended_by(exc)
         return Outcome(status=Status.DONE, exit_code=0)
 
     def _call(
@@ -164,13 +162,15 @@ class Runner:
             plugin.driven_by(self)
         plugin.add_to_schema()
         if isinstance(plugin, StatefulPlugin):
-            plugin.setup()
+            _check_was_run(plugin.setup(), f"{cls.__name__}.setup")
         self.safe_point()
         found = plugin.run()
-        if inspect.iscoroutine(found):
+        if inspect.isawaitable(found):
             import asyncio  # 50 ms of start-up, for those whose run is async
 
-            asyncio.run(found)
+            asyncio.run(_wait_for(found))
+        else:
+            _check_was_run(found, f"{cls.__name__}.run")
 
     def _leave(self) -> None:
         """Note that the plugin's code is behind us: from here on nothing may interrupt this thread."""
@@ -180,22 +180,33 @@ class Runner:
         if self._is_interrupted:  # Withdraw what is on its way. Not always: with none, Python 3.11 hangs once traced.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
 
+    def _ended_by(self, exc: BaseException) -> Outcome:
+        """Say what becomes of a run whose plugin raised ``exc``, which may be a group, as of a `TaskGroup`."""
+        parts = list(_parts(exc))
+        signals = [each for each in parts if isinstance(each, (Cancelled, Released))]
+        if self._stop_with is not None or signals:  # what a plugin raises on its way out is not why it ended
+            return self._stopped(self._stop_with or signals[0])
+        delays = [each for each in parts if isinstance(each, RetryLater)]
+        if len(delays) == len(parts):
+            last = max(delays, key=lambda each: each.after_s or 0)
+            return Outcome(status=Status.READY, error=_clean(last.reason), exit_code=75, retry_after_s=last.after_s)
+        if isinstance(exc, SystemExit) and exc.code in (None, 0):
+            return Outcome(status=Status.DONE, exit_code=0)
+        _log.error("run.failed", extra={"run": self._run}, exc_info=exc)
+        # A fenced run ends so as well, as it seems; its end is then refused, and it is left alone.
+        why = next((each for each in parts if isinstance(each, GiveUp)), parts[0] if len(parts) == 1 else exc)
+        reason = _text(why) if isinstance(why, GiveUp) else f"{type(why).__name__}: {_text(why)}"
+        if why is exc and len(parts) > 1:
+            reason += "".join(f"; {type(each).__name__}: {_text(each)}" for each in parts)
+        code = why.exit_code if isinstance(why, HoldfastError) else PluginError.exit_code
+        return Outcome(status=Status.ERROR, error=_clean(reason), exit_code=code)
+
     def _stopped(self, why: BaseException) -> Outcome:
         if isinstance(why, Released):
             return Outcome(status=Status.READY, exit_code=128 + (self._signal or signal.SIGTERM))
         if isinstance(why, Cancelled):
             return Outcome(status=Status.ABORTED, error=_clean(_text(why)), exit_code=FencedError.exit_code)
         return Outcome(status=None, error=_text(why), exit_code=FencedError.exit_code)
-
-    def _failed(self, exc: BaseException) -> Outcome:
-        if self._stop_with is not None:
-            return self._stopped(self._stop_with)  # what a plugin raises on its way out is not why it ended
-        if isinstance(exc, SystemExit) and exc.code in (None, 0):
-            return Outcome(status=Status.DONE, exit_code=0)
-        reason = _text(exc) if isinstance(exc, GiveUp) else f"{type(exc).__name__}: {_text(exc)}"
-        _log.error("run.failed", extra={"run": self._run}, exc_info=exc)
-        code = exc.exit_code if isinstance(exc, HoldfastError) else PluginError.exit_code
-        return Outcome(status=Status.ERROR, error=_clean(reason), exit_code=code)
 
     def _finish(self, hold: Hold, store: Store, outcome: Outcome) -> Outcome:
         if outcome.status is None:
@@ -225,7 +236,9 @@ class Runner:
         if why == "cancelled":
             self._stop_with = Cancelled("aborted")
         else:
-            text = "another run has taken over" if why == "fenced" else "its lease could not be renewed"
+            text = (
+                "another run, or its owner, took the plugin state" if why == "fenced" else "its lease was not renewed"
+            )
             self._stop_with = FencedError(f"run {self._run!r} must stop: {text}", run=self._run)
         _log.warning("run.stopping", extra={"run": self._run, "reason": why})
         if self._owns_process:
@@ -283,6 +296,28 @@ class _LentPod(Pod):
 
     def close(self) -> None:
         """Do nothing: the runner closes it."""
+
+
+async def _wait_for(found: Awaitable[object]) -> None:
+    await found
+
+
+def _check_was_run(found: object, what: str) -> None:
+    """Refuse what a method returned if that has still to be iterated or awaited: its code has not run."""
+    if inspect.isgenerator(found) or inspect.isasyncgen(found) or inspect.isawaitable(found):
+        if inspect.iscoroutine(found):
+            found.close()
+        message = f"the code of {what} did not run, it returned a {type(found).__name__!r}: it cannot yield"
+        raise InvalidError(message + ("" if what.endswith(".run") else ", nor be async"))
+
+
+def _parts(exc: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions of a group, and of the groups in it; one that is no group by itself."""
+    if isinstance(exc, BaseExceptionGroup):
+        for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
+            yield from _parts(each)
+    else:
+        yield exc
 
 
 def _text(exc: BaseException) -> str:

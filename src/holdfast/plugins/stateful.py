@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic_core import from_json, to_json
 
-from holdfast.errors import ConflictError, InvalidError, NotFoundError
+from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundError
 from holdfast.items import Account, CVUStoredDefinition, Edge, PersistentState, PluginRun
 from holdfast.plugins.base import PluginBase
 from holdfast.plugins.variables import PodVariables
@@ -17,6 +17,8 @@ from holdfast.pod import Pod
 from holdfast.runs import Status, status_of
 from holdfast.state import StateNamespace
 from holdfast.store import MoveRun
+from holdfast.store.evaluation import MAX_NAME
+from holdfast.values import check, shown
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ class Runner(Protocol):
     """What a plugin may ask of the runner that drives it."""
 
     def safe_point(self) -> None:
-        """Raise Cancelled, Released or FencedError if the run is to stop here."""
+        """Raise Cancelled or Released if the run is to stop here."""
         ...
 
     def report(self, done: int, total: int | None) -> None:
@@ -122,16 +124,35 @@ class StatefulPlugin(PluginBase):
     def once(self, key: str, function: Callable[[], T]) -> T:
         """Return what ``function`` returned when it was first called under ``key``, by whichever run.
 
-        The result must be what JSON can hold. If the process dies after the function did its work and before the
-        result is stored, the next run calls it again: make the effect one that may happen twice, or a transaction.
+        What is returned is what JSON makes of the result, the first time too. If the process dies after the function
+        did its work and before the result is stored, the next run calls it again: make the effect one that may happen
+        twice, or a transaction.
+
+        Raises:
+            InvalidError: The result is not what JSON can hold, and was not kept; or no result can be kept under
+                ``key``, and the function was not called.
+            DamagedError: What is kept under ``key`` is no result, because somebody else wrote it.
         """
+        check(key, "the key of a result")
+        if not 0 < len(key) <= MAX_NAME:
+            raise InvalidError(f"{shown(key)} cannot be the key of a result: 1 to {MAX_NAME} characters are allowed")
         with self._once:
             known = self._backend.find(ONCE, key)
-            if isinstance(known, str):
-                return from_json(known)
-            text = to_json(function(), inf_nan_mode="constants").decode()
-            self._backend.put(ONCE, key, text)
-            return from_json(text)
+            if known is None:
+                result = function()
+                try:
+                    known = to_json(result, inf_nan_mode="constants").decode()
+                except ValueError as exc:
+                    message = f"the result of once({key!r}) cannot be kept, and its work will be done again: {exc}"
+                    raise InvalidError(message, key=key) from exc
+                self._backend.put(ONCE, key, known)
+            try:
+                return from_json(cast("str", known))
+            except (TypeError, ValueError) as exc:
+                message = (
+                    f"what is kept for once({key!r}) is no result: delete the variable to have the work done again"
+                )
+                raise DamagedError(message, key=key) from exc
 
     # -- on the way ---------------------------------------------------------------------------------------------------
 
@@ -139,9 +160,8 @@ class StatefulPlugin(PluginBase):
         """Say that this is a good place to be stopped, moved or snapshotted; returns at once if nobody wants that.
 
         Raises:
-            Cancelled: The run was aborted.
+            Cancelled: The run was aborted, or another run has taken over the plugin state.
             Released: The process is to end; the run goes on from here in another.
-            FencedError: Another run has taken over the plugin state.
         """
         if self._runner is not None:
             self._runner.safe_point()
@@ -244,7 +264,7 @@ class StatefulPlugin(PluginBase):
         if not views:
             return False
         run = self._run_id()
-        with client.transaction():
+        with client.transaction() if client.block is None else nullcontext():
             old = [edge for edge in client.get_edges(run) if edge.name == "view"]
             client.delete_edges([Edge(run, edge.target, "view") for edge in old])
             client.create_edge(Edge(run, views[0], "view"))
@@ -254,4 +274,5 @@ class StatefulPlugin(PluginBase):
         if run.id is None:
             raise ConflictError("the run is not in the Pod yet")
         views = [edge.target for edge in client.get_edges(run.id) if edge.name == "view"]
-        return next((view for view in views if isinstance(view, CVUStoredDefinition)), None)
+        # The last one: a transaction that sets two views does not see the first when it sets the second.
+        return next((view for view in reversed(views) if isinstance(view, CVUStoredDefinition)), None)
