@@ -96,4 +96,6 @@ def start(argv: Sequence[str], home: str) -> None:
 
 def environment(home: str) -> dict[str, str]:
     """Return what a program is to see around it."""
-    return {**os.environ, "HOLDFAST_HOME": home}
+    # As installed: with compiled modules beside the sources, which a first start may have to write.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "HOLDFAST_HOME": home}

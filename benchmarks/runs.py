@@ -46,8 +46,14 @@ import sys
 carry_out(Settings.read(), source_of(sys.argv[1]), is_new=True)
 """
 
-# A run is logged, and its configuration is JSON: that any of them brings.
-IMPORT: Final = f"{IMPORTS}; import json, logging, os; os.write(1, b'started')"
+# A run is logged, and its configuration is JSON; pydantic loads half of itself with the first model.
+IMPORT: Final = f"""
+{IMPORTS}
+import json, logging, os
+class Model(BaseModel):
+    x: int
+os.write(1, b"started")
+"""
 
 
 class Timed(StatefulPlugin):

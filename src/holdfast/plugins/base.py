@@ -18,7 +18,7 @@ from holdfast.pod import Pod
 class PluginConfig(BaseModel):
     """The configuration of a plugin as a form: subclass it as ``Config`` inside the plugin's class."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built for those who configure
 
 
 class PluginBase:
