@@ -35,6 +35,7 @@ from holdfast.plugins import PluginBase as PluginBase
 from holdfast.plugins import PluginConfig as PluginConfig
 from holdfast.plugins import Released as Released
 from holdfast.plugins import RetryLater as RetryLater
+from holdfast.plugins import SnapshotConfig as SnapshotConfig
 from holdfast.plugins import StatefulPlugin as StatefulPlugin
 from holdfast.plugins import register_base_schemas as register_base_schemas
 from holdfast.runs import RUN_ABORTED as RUN_ABORTED
@@ -48,5 +49,26 @@ from holdfast.runs import RUN_READY as RUN_READY
 from holdfast.runs import RUN_STARTED as RUN_STARTED
 from holdfast.runs import RUN_USER_ACTION_NEEDED as RUN_USER_ACTION_NEEDED
 from holdfast.runs import Status as Status
+from holdfast.snapshots.conditions import EverySteps as EverySteps
+from holdfast.snapshots.conditions import OnSignal as OnSignal
+from holdfast.snapshots.conditions import PeriodicSaveCondition as PeriodicSaveCondition
+from holdfast.snapshots.conditions import SaveCondition as SaveCondition
+from holdfast.snapshots.keepers import BestStatesKeeper as BestStatesKeeper
+from holdfast.snapshots.keepers import LatestStatesKeeper as LatestStatesKeeper
+from holdfast.snapshots.keepers import PinnedStatesKeeper as PinnedStatesKeeper
+from holdfast.snapshots.keepers import SpacedStatesKeeper as SpacedStatesKeeper
+from holdfast.snapshots.keepers import StatesKeeper as StatesKeeper
+from holdfast.snapshots.reading import verify as verify
+from holdfast.snapshots.removal import is_pinned as is_pinned
+from holdfast.snapshots.removal import pin as pin
+from holdfast.snapshots.removal import unpin as unpin
+from holdfast.snapshots.saving import PersistentStateMixin as PersistentStateMixin
+from holdfast.snapshots.saving import Save as Save
+from holdfast.snapshots.saving import StateStore as StateStore
+from holdfast.snapshots.saving import load_pickle as load_pickle
+from holdfast.snapshots.saving import save_pickle as save_pickle
+from holdfast.state import State as State
+from holdfast.state import StateError as StateError
+from holdfast.state import StateNamespace as StateNamespace
 
 __version__: str

@@ -21,10 +21,11 @@ from holdfast.engine import (
     Runner,
     Timing,
     begin_run,
+    check_state,
     continue_run,
     find_unfinished,
-    get_state,
     logging_to,
+    plan_state,
 )
 from holdfast.errors import ConflictError, DamagedError, DeniedError, HoldfastError, InvalidError, NotFoundError
 from holdfast.items import PluginRun
@@ -100,6 +101,11 @@ class Settings:
     def locks_path(self) -> Path:
         """The folder with the lock files of the plugin states that are held on this machine."""
         return self.home / "locks"
+
+    @property
+    def snapshots_path(self) -> Path:
+        """The folder with the snapshots of plugin states, each in a folder that is called by its id."""
+        return self.home / "snapshots"
 
     @property
     def keyring_path(self) -> Path:
@@ -246,10 +252,12 @@ def carry_out(
         ConflictError: Another run holds the plugin state, or this one is carried out elsewhere or has ended.
     """
     path, key = unlock(settings, identity)
-    with Pod(SqliteStore(path, key)) as client:
+    store = SqliteStore(path, key)
+    with Pod(store) as client:
         if run_id is not None:
+            check_state(store, run_id)
             run, plugin_state = continue_run(client, run_id)
-            folder = Path.cwd() if source is None else source.folder
+            folder = _current_folder() if source is None else source.folder
             cls = Source(module=run.pluginModule or "", name=run.pluginName or "", folder=folder).load()
             is_fresh = False
         elif source is None:
@@ -258,7 +266,7 @@ def carry_out(
             cls = source.load()
             text = source.properties.get("config")
             config_of_new = _config_of(text, "the metadata") if config is None else config
-            plugin_state = get_state(client, source.plugin_id, state)
+            plugin_state = plan_state(client, source.plugin_id, state)
             found = None if is_new else find_unfinished(client, plugin_state)
             is_fresh = found is None
             if found is None:
@@ -266,10 +274,12 @@ def carry_out(
                 properties = {**source.properties, "config": json.dumps(config_of_new)}
                 found = begin_run(client, plugin_state, properties, source.account)
             run = cast("PluginRun", client.get(found.id or ""))
+            plugin_state = run.pluginState[0]
         id_ = run.id or ""
         runner = Runner(
             lambda: SqliteStore(path, key),
             locks=settings.locks_path,
+            snapshots=settings.snapshots_path,
             owns_process=owns_process,
             on_progress=on_progress,
             timing=timing,
@@ -283,6 +293,13 @@ def carry_out(
             if is_fresh and isinstance(now, PluginRun) and now.status == run.status:
                 client.delete_items([run, *run.account])
             raise
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as exc:
+        raise NotFoundError("the current folder is gone: change to one that is there") from exc
 
 
 def _config_of(text: object, what: str) -> dict[str, Any]:

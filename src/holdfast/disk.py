@@ -31,11 +31,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from holdfast.errors import (
     ConflictError,
@@ -74,8 +75,10 @@ NETWORK_FILESYSTEMS: Final = frozenset((
 
 _ATTEMPTS: Final = 16
 _CHUNK_BYTES: Final = 65536
+_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.05
+_MAX_PARTS: Final = 512  # of memory, in one write; systems allow 1024
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 # A pipe with nobody at its other end would else make the opening wait for ever; plain files do not mind.
 _DIRECTORY: Final = getattr(os, "O_DIRECTORY", 0)
@@ -331,6 +334,85 @@ class Lock:
         return f"<Lock on {str(self.path)!r}, {how}>"
 
 
+_Transfer = Callable[[int, list[memoryview], int], int]
+
+
+class Blocks:
+    """An open plain file, from `Disk.open_blocks`, read and written at any place; a context manager.
+
+    Unless it was opened ``is_cached``, it goes around the system's cache where system and file system can, for what is
+    whole blocks (4096 bytes, in the file and in memory): a gigabyte then pushes nothing out of the cache and is not
+    copied on its way. What is not whole blocks goes through the cache.
+    """
+
+    def __init__(self, path: Path, fd: int, *, read: _Transfer, write: _Transfer, flush: Callable[[int], None]) -> None:
+        self.path = path
+        self.fd = fd
+        self._read = read
+        self._write = write
+        self._flush = flush
+
+    def write(self, parts: Sequence[memoryview], at: int) -> None:
+        """Write parts of memory one after the other, from byte ``at`` on; not durable before `flush`."""
+        with _translated(self.path, "write"):
+            left = list(parts)
+            while left:
+                written = self._transfer(self._write, left[:_MAX_PARTS], at)
+                at += written
+                while left and written >= len(left[0]):
+                    written -= len(left.pop(0))
+                if written:
+                    left[0] = left[0][written:]
+
+    def read(self, into: memoryview, at: int) -> int:
+        """Fill ``into`` from byte ``at`` on; return how many bytes there were, fewer only if the file ends."""
+        with _translated(self.path, "read"):
+            done = 0
+            while done < len(into):
+                found = self._transfer(self._read, [into[done:]], at + done)
+                if not found:
+                    break
+                done += found
+            return done
+
+    def flush(self) -> None:
+        """Make durable what it holds, as `Disk.sync_file` does."""
+        with _translated(self.path, "flush"):
+            self._flush(self.fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    def _transfer(self, call: _Transfer, parts: list[memoryview], at: int) -> int:
+        try:
+            return call(self.fd, parts, at)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL or not self.go_direct(is_on=False):
+                raise
+            return call(self.fd, parts, at)
+
+    def go_direct(self, *, is_on: bool) -> bool:
+        """Go around the cache from now on, if that can be, or no more; return whether that is a change."""
+        if not _DIRECT or sys.platform == "win32":
+            return False
+        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        wanted = flags | _DIRECT if is_on else flags & ~_DIRECT
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, wanted)
+        except OSError:
+            return False
+        return wanted != flags
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class Disk:
     """Durable files, folders and locks. Without state of its own: hand one instance to all who need it.
 
@@ -350,6 +432,12 @@ class Disk:
 
     def _write(self, fd: int, data: memoryview) -> int:
         return os.write(fd, data)
+
+    def _read_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+        return os.preadv(fd, parts, at)
+
+    def _write_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+        return os.pwritev(fd, parts, at)
 
     def _flush(self, fd: int) -> None:
         if sys.platform == "darwin":
@@ -573,6 +661,88 @@ class Disk:
                 if os.path.lexists(folder):
                     self._remove_tree(folder)
                 _drop(fd)
+
+    def write(self, files: Mapping[Path, bytes]) -> None:
+        """Put new files into folders that are being built, and flush them, but not the folders.
+
+        All are written before the first is flushed, so that a file system with a journal may flush them together. Not
+        for a place that others see: there they may be half there. Their permissions are 0600.
+
+        Raises:
+            ExistsError: Something has one of the names.
+        """
+        with ExitStack() as stack:
+            opened: dict[Path, int] = {}
+            for path, data in files.items():
+                with _translated(path, "write"):
+                    fd = opened[path] = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN)
+                    stack.callback(os.close, fd)
+                    view = memoryview(data)
+                    while view:
+                        view = view[self._write(fd, view) :]
+                    with suppress(OSError, AttributeError):  # begins to write back, where that can be asked for
+                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            for path, fd in opened.items():
+                with _translated(path, "flush"):
+                    self._flush(fd)
+
+    def make_folder(self, path: StrPath) -> None:
+        """Make a new folder in one that is being built; neither is flushed.
+
+        Raises:
+            ExistsError: Something has the name.
+        """
+        with _translated(path, "make"):
+            self._mkdir(Path(path), 0o700)
+
+    def open_blocks(
+        self, path: StrPath, *, create: bool = False, is_cached: bool = False, fd: int | None = None
+    ) -> Blocks:
+        """Open a plain file to read it, or a new one of mode 0600 to write it, as `Blocks`.
+
+        A descriptor that is open already may be given as ``fd``; it belongs to what is returned then.
+
+        Raises:
+            ExistsError: It shall be new, and something has the name.
+            InvalidError: It is no plain file.
+        """
+        path = Path(path)
+        with _translated(path, "open"):
+            if fd is None:
+                fd = self._open(path, (os.O_RDWR | os.O_CREAT | os.O_EXCL if create else os.O_RDONLY) | _PLAIN)
+            try:
+                _check_plain(os.fstat(fd))
+            except OSError:
+                os.close(fd)
+                raise
+        blocks = Blocks(path, fd, read=self._read_at, write=self._write_at, flush=self._flush)
+        if not is_cached:
+            blocks.go_direct(is_on=True)
+        return blocks
+
+    def link(self, source: StrPath, target: StrPath) -> bool:
+        """Let ``target`` be the file ``source`` too, instead of what it is; return whether that could be done.
+
+        It cannot if there is no ``source`` (any more), it has as many names as the file system allows, lies on
+        another one, or is not this user's to link; then ``target`` is as it was. Not durable; for a folder that is
+        being built.
+        """
+        target = Path(target)
+        spare = _temporary_name(target.parent)
+        with _translated(target, "link"):
+            try:
+                self._link(Path(source), spare)
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS | {errno.ENOENT, errno.EXDEV, errno.EACCES}:
+                    raise
+                return False
+            self._rename(spare, target)
+            return True
+
+    def stamp(self, path: StrPath, time_ns: int) -> None:
+        """Let the file or folder at ``path`` be last changed at ``time_ns``, nanoseconds since 1970; not durably."""
+        with _translated(path, "stamp"):
+            os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
 
     def sweep(self, folder: StrPath) -> list[Path]:
         """Remove from ``folder`` the temporary files and folders whose owner is dead; return them, sorted.
@@ -971,7 +1141,7 @@ def _rename_new(source: Path, target: Path) -> None:
         import ctypes  # here for start-up: a quarter of what all of Python needs to start
     except ImportError as exc:  # a Python that was built without
         raise _error(errno.ENOSYS) from exc
-    library = ctypes.CDLL(None, use_errno=True)
+    library = _c_library()
     code = errno.ENOSYS
     if sys.platform == "darwin":
         if library.renamex_np(old, new, 0x4) == 0:  # RENAME_EXCL
@@ -982,6 +1152,13 @@ def _rename_new(source: Path, target: Path) -> None:
             return
         code = ctypes.get_errno()
     raise OSError(code, os.strerror(code), str(source), None, str(target))
+
+
+@cache
+def _c_library() -> Any:
+    import ctypes  # here for start-up
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _existing(path: StrPath) -> str:

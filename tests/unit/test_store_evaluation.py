@@ -92,7 +92,7 @@ def apply(there: Rows, *operations: Operation, fence: Fence | None = None) -> tu
         (AskQuestion("q", "s", "r", "k", ""), Needs(lease_states={"s"}, questions={"q"}, question_keys={("s", "k")})),
         (AnswerQuestion("q", ""), Needs(questions={"q"})),
         (DeleteQuestion("q"), Needs(questions={"q"})),
-        (ClaimLease("s", "r", "h", 1), Needs(lease_states={"s"})),
+        (ClaimLease("s", "r", "h", 1), Needs(items={"s", "r"}, lease_states={"s"})),
         (RenewLease(FENCE, 1), Needs(lease_states={"s"})),
         (ReleaseLease(FENCE), Needs(lease_states={"s"})),
         (EndLease("s"), Needs(lease_states={"s"})),
@@ -174,7 +174,9 @@ def test_the_error_says_which_operation_it_was() -> None:
         (UpdateItem("a", {"deleted": None}), "deleted cannot be None"),
         (UpdateItem("a", {"dateModified": 2**63}), "9223372036854775808"),
         (UpdateItem("run", {"status": None}), "run 'run' cannot become None"),
-        (SetVariable("s", "x" * 1025, 1), "1 to 1024 characters are allowed"),
+        (SetVariable("s", "x" * 1025, 1), "cannot name a variable: 1 to 1024 characters are allowed"),
+        (SetVariable("s", "", 1), "'' cannot name a variable: 1 to 1024 characters are allowed"),
+        (SetVariable("s", "n", 1, "x" * 1025), "cannot name a namespace: 0 to 1024 characters are allowed"),
         (SetVariable("s", "n", 1, "\0"), "a namespace cannot be .*NUL"),
         (SetVariable("\ud800", "n", 1), "the id of a plugin state cannot be .*surrogate"),
         (SetVariable("s", "n", {}), r"variable 'n' cannot be \{\}"),
@@ -219,9 +221,9 @@ def test_a_value_that_no_store_can_hold_is_refused_by_name(operation: Operation,
     "status, stored", [("nonsense", "idle"), ("", "idle"), ("ready", "ready"), ("started", "started")]
 )
 def test_a_new_run_is_idle_or_has_moved_from_there(status: str, stored: str) -> None:
-    """An unknown status is idle; one that idle cannot become is refused; without one there is none."""
+    """An unknown status, and none, are idle; one that idle cannot become is refused."""
     _, changes = apply(rows(), CreateItem("r", "PluginRun", {"status": status}), CreateItem("q", "PluginRun"))
-    assert [dict(each.properties) for each in changes.created] == [{"status": stored}, {}]
+    assert [dict(each.properties) for each in changes.created] == [{"status": stored}, {"status": "idle"}]
     assert type(changes.created[0].properties["status"]) is str
     with pytest.raises(ConflictError, match="run 'r' is idle and cannot become done"):
         apply(rows(), CreateItem("r", "PluginRun", {"status": "done"}))

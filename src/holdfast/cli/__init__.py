@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "pod": "Back up the Pod, and restore it.",
     "run": "Run a plugin from where it was.",
     "runs": "See what runs, stop it, start it again.",
+    "snapshots": "See what is saved in a folder, prove it, and make room.",
     "state": "Look at variables, and change them.",
 }
 """The module of each command, with the first line of its help; said here, so that no module is loaded for it."""

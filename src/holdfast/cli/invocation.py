@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
-from holdfast.errors import HoldfastError, InvalidError, UnavailableError
+from holdfast.errors import HoldfastError, InvalidError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from holdfast.context import Settings
@@ -124,10 +124,12 @@ def _ours(exc: HoldfastError | OSError) -> HoldfastError:
     """Return what a file's error means, which nobody translated; one without a file is raised: a stream's."""
     if isinstance(exc, HoldfastError):
         return exc
-    if exc.filename is None:
-        raise exc
     from holdfast.disk import translate  # start-up: help needs no disk
 
+    if exc.filename is None and isinstance(exc, FileNotFoundError):  # only getcwd(2) names none
+        return NotFoundError("the current folder is gone: change to one that is there")
+    if exc.filename is None:
+        raise exc
     return translate(exc, os.fsdecode(exc.filename), "use")
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from holdfast.context import PodClient, Settings, open_store
-from holdfast.engine import edit, get_state, state_id
-from holdfast.errors import InvalidError
+from holdfast.engine import edit, is_new, plan_state
+from holdfast.errors import ConflictError, InvalidError
 from holdfast.items import PersistentState
 from holdfast.plugins import source_of
 from holdfast.pod import Pod
@@ -67,7 +67,7 @@ class PluginStates:
         """Return the variables of a plugin."""
         plugin, part = _split(namespace)
         with open_store(self._settings) as store:
-            return store.list_variables(state_id(plugin, self._name), part)
+            return store.list_variables(plan_state(Pod(store), plugin, self._name).id or "", part)
 
     def find(self, namespace: str, name: str) -> Value | None:
         """Return one variable; None if it is absent."""
@@ -85,13 +85,27 @@ class PluginStates:
             self._block.setdefault(namespace, {}).update(changes)
 
     def _write(self, changes: Mapping[str, Mapping[str, Value | None]]) -> None:
-        by_state: dict[str, dict[str, Mapping[str, Value | None]]] = {}
-        with PodClient(settings=self._settings) as client:
-            for namespace, values in changes.items():
-                plugin, part = _split(namespace)
-                by_state.setdefault(get_state(client, plugin, self._name).id or "", {})[part] = values
-        with open_store(self._settings) as store:
-            edit(store, by_state, is_forced=self._is_forced)
+        wanted: dict[str, dict[str, Mapping[str, Value | None]]] = {}
+        for namespace, values in changes.items():
+            plugin, part = _split(namespace)
+            wanted.setdefault(plugin, {})[part] = values
+        with PodClient(settings=self._settings), open_store(self._settings) as store:
+            client = Pod(store)
+            while True:
+                states = {plugin: plan_state(client, plugin, self._name) for plugin in wanted}
+                new = [state for state in states.values() if is_new(state)]
+                try:
+                    edit(
+                        store,
+                        {state.id or "": wanted[plugin] for plugin, state in states.items()},
+                        new=new,
+                        is_forced=self._is_forced,
+                    )
+                except ConflictError:
+                    if not any(client.exists(state.id or "") for state in new):
+                        raise
+                else:  # else another process has made one of them meanwhile
+                    return
 
     def load(self, namespace: str) -> None:
         """Do nothing: each read sees what is stored."""

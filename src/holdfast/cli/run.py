@@ -17,6 +17,8 @@ from holdfast.errors import InvalidError
 if TYPE_CHECKING:
     from holdfast.keys import Identity
 
+_SAID_IN_WORDS = ("holdfast.engine.runner", "holdfast.engine.holding")
+
 
 @click.command()
 @click.argument("plugin")
@@ -56,7 +58,8 @@ def carry(
         """Shows what is logged; failures and ends are said in words below."""
 
         def emit(self, record: logging.LogRecord) -> None:
-            if not record.name.startswith("holdfast.engine"):
+            is_news = record.levelno >= logging.WARNING and record.name not in _SAID_IN_WORDS
+            if is_news or not record.name.startswith("holdfast."):
                 click.echo("\n".join(map(escaped, self.format(record).splitlines())), err=True)
 
         def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name in logging

@@ -32,14 +32,14 @@ def command() -> None:
 @click.pass_obj
 def list_(call: Call, limit: int, *, is_unfinished: bool) -> None:
     """List runs, the one that was written last first."""
-    from holdfast.engine import FINISHED
-    from holdfast.store import Query
+    from holdfast.engine import list_unfinished
+    from holdfast.pod import Pod
 
     with _open(call) as store:
-        wanted = Query(type="PluginRun", is_descending=True, limit=None if is_unfinished else limit)
-        found = [_describe(store, each.item.id) for each in store.search(wanted)]
-    if is_unfinished:
-        found = [each for each in found if each["status"] not in FINISHED][:limit]
+        client = Pod(store)
+        all_: dict[str, Any] = {"type": "PluginRun", "_sortOrder": "Desc", "_limit": limit}
+        listed = list_unfinished(client)[:limit] if is_unfinished else client.search(all_)
+        found = [_describe(store, each.id or "") for each in listed]
     if call.is_json:
         call.answer({"runs": found}, "")
     else:

@@ -9,11 +9,13 @@ from holdfast.engine.finding import (
     continue_run,
     find_unfinished,
     get_state,
-    state_id,
+    is_new,
+    list_unfinished,
+    plan_state,
 )
 from holdfast.engine.holding import Hold, Timing
 from holdfast.engine.logs import FactsFormatter, logging_to
-from holdfast.engine.owning import abort, edit, find_lease, find_state, get_run_row, retry
+from holdfast.engine.owning import abort, check_state, edit, find_lease, find_state, get_run_row, retry
 from holdfast.engine.runner import Runner
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Timing",
     "abort",
     "begin_run",
+    "check_state",
     "continue_run",
     "edit",
     "find_lease",
@@ -32,7 +35,9 @@ __all__ = [
     "find_unfinished",
     "get_run_row",
     "get_state",
+    "is_new",
+    "list_unfinished",
     "logging_to",
+    "plan_state",
     "retry",
-    "state_id",
 ]

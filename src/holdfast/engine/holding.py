@@ -2,14 +2,16 @@
 
 The failure argument. *The process dies*: its file lock is free at once and its lease lapses; on this machine the next
 claim goes through because the lock proves the holder dead, elsewhere after the lease. *The process is stopped past its
-lease and wakes up*: the next claim took another epoch, so its late write is refused where it is applied. *The Pod does
-not answer*: no renewal for `Timing.fence_after_s` makes this side stop before anybody else may start. *The clock
+lease and wakes up*: the next claim took another epoch, so its late write is refused where it is applied; the next claim
+goes through although the sleeper still has the file lock, and does without. *The Pod does not answer*, or keeps a
+renewal waiting: no renewal for `Timing.fence_after_s` makes this side stop before anybody else may start. *The clock
 jumps*: leases are measured on the database's clock, patience here on a monotonic one.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 import time
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from holdfast.disk import BusyError, Disk, ExistsError, Lock
 from holdfast.errors import ConflictError, FencedError, HoldfastError
@@ -25,6 +27,35 @@ from holdfast.runs import Fence, Lease, Status, path_to_started
 from holdfast.store import Batch, ClaimLease, MoveRun, ReleaseLease, RenewLease, SetProgress, Store
 
 _log: Final = logging.getLogger(__name__)
+
+_LOCK_WAIT_S: Final = 0.1
+"""Longer than somebody has the file lock who only looks whether it is free."""
+_UNLOCKED: Final = "unlocked"
+"""What a holder without a file lock begins with; no place is called so, and so no free lock proves it dead."""
+
+
+class Patience(Protocol):
+    """How time passes for who waits; handed in, so that tests let it pass."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        ...
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        """Wait for ``event``, at most so many seconds, and say whether it is set."""
+        ...
+
+
+class RealPatience:
+    """Time as it passes."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        return time.monotonic()
+
+    def wait(self, event: threading.Event, timeout_s: float) -> bool:
+        """Wait for ``event``, at most so many seconds, and say whether it is set."""
+        return event.wait(timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +80,11 @@ class Hold:
         state: The id of the plugin state.
         run: The id of the run.
         locks: A folder on this machine for lock files; it is made if there is none.
-        on_lost: Called once, from the renewing thread, when the run must stop: with "cancelled", "fenced" or
-            "unreachable".
+        on_lost: Called from a thread of the hold's own when the run must stop: with "cancelled" at most once, and
+            with "fenced" or "unreachable" once at most, after which there is no more.
+        timing: How long what lasts.
+        disk: Where ``locks`` lies.
+        patience: How time passes.
     """
 
     def __init__(
@@ -63,6 +97,7 @@ class Hold:
         on_lost: Callable[[str], None],
         timing: Timing | None = None,
         disk: Disk | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._open_store = open_store
         self._state = state
@@ -71,10 +106,13 @@ class Hold:
         self._on_lost = on_lost
         self._timing = timing or Timing()
         self._disk = disk or Disk()
+        self._patience = patience or RealPatience()
         self._lock: Lock | None = None
         self._lease: Lease | None = None
+        self._renewed_at = 0.0
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._telling = threading.Lock()
+        self._threads: list[threading.Thread] = []
 
     @property
     def fence(self) -> Fence:
@@ -91,29 +129,38 @@ class Hold:
         if not self._locks.is_dir():
             self._disk.put_folder(self._locks)
         place = place_of(self._locks, self._disk)
+        with suppress(BusyError):
+            self._lock = self._disk.lock(self._locks / f"{self._state}.lock", wait_s=_LOCK_WAIT_S)
         try:
-            self._lock = self._disk.lock(self._locks / f"{self._state}.lock")
-        except BusyError as exc:
-            raise self._held(store) from exc
-        try:
-            there = store.find_lease(self._state)
-            # We have the file lock that a holder of this place would have: whoever held the lease from here is dead.
-            dead = there.holder if there is not None and there.holder.startswith(f"{place}-") else ""
-            claim = ClaimLease(
-                self._state, self._run, f"{place}-{secrets.token_hex(12)}", round(self._timing.lease_s * 1000), dead
-            )
+            claim = self._claim_from(place, store)
             # The last move is written in any case: a run that its owner has aborted since it was read is not begun.
             path = path_to_started(self._run, status) or (Status.STARTED,)
             moves = (MoveRun(self._run, to) for to in path)
+            self._renewed_at = self._patience.monotonic()
             lease = store.apply(Batch((claim, *moves)))[0]
         except BaseException:
-            self._lock.release()
+            self.close()
             raise
         assert isinstance(lease, Lease)  # noqa: S101 -- what a claim answers
         self._lease = lease
-        self._thread = threading.Thread(target=self._renew, name=f"lease of {self._run}", daemon=True)
-        self._thread.start()
+        for target, what in ((self._renew, "lease"), (self._watch, "patience")):
+            thread = threading.Thread(target=target, name=f"{what} of {self._run}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
         _log.info("lease.claimed", extra={"run": self._run, "state": self._state, "epoch": lease.epoch})
+
+    def _claim_from(self, place: str, store: Store) -> ClaimLease:
+        there, dead, here = store.find_lease(self._state), "", _UNLOCKED
+        is_from_here = there is not None and there.holder.startswith(f"{place}-")
+        if self._lock is not None:
+            here = f"{place}-{os.getpid()}"
+            if there is not None and is_from_here:
+                dead = there.holder  # for we have the file lock that it would have
+        elif there is not None and is_from_here and there.is_held(now_ms := store.now_ms()):
+            error, pid = there.held_by_other(now_ms), there.holder.split("-")[1]
+            raise ConflictError(f"{error.message} (process {pid} on this machine)", **error.facts, pid=int(pid))
+        holder = f"{here}-{secrets.token_hex(12)}"
+        return ClaimLease(self._state, self._run, holder, round(self._timing.lease_s * 1000), dead)
 
     def finish(self, store: Store, status: Status, error: str | None = None, *, progress: float | None = None) -> None:
         """Move the run to its end, with how far it came if that is known, and give the plugin state back, as one event.
@@ -131,27 +178,20 @@ class Hold:
         if self._lock is not None:
             self._lock.release()
 
-    def _held(self, store: Store) -> ConflictError:
-        lease = store.find_lease(self._state)
-        if lease is not None and lease.is_held(store.now_ms()):
-            return lease.held_by_other(store.now_ms())
-        return ConflictError(f"plugin state {self._state!r} is being claimed by another process", state=self._state)
-
     def _stop_renewing(self) -> None:
         self._stop.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-            self._thread = None
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def _renew(self) -> None:
         renewal = Batch((RenewLease(self.fence, round(self._timing.lease_s * 1000)),))
-        renewed_at = time.monotonic()
         store: Store | None = None
         is_cancelled = False
         try:
-            while not self._stop.wait(min(self._timing.look_s, self._timing.renew_s)):
-                now = time.monotonic()
-                is_due = now - renewed_at >= self._timing.renew_s
+            while not self._patience.wait(self._stop, min(self._timing.look_s, self._timing.renew_s)):
+                now = self._patience.monotonic()
+                is_due = now - self._renewed_at >= self._timing.renew_s
                 try:
                     if store is None:
                         store = self._open_store()
@@ -159,22 +199,35 @@ class Hold:
                     if isinstance(lease, Lease):
                         lease.check(self.fence)
                 except FencedError:
-                    self._on_lost("fenced")
+                    self._tell("fenced")
                     return
                 except HoldfastError as exc:
                     _log.warning("lease.not_renewed", extra={"run": self._run, "reason": str(exc)})
-                    if now - renewed_at > self._timing.fence_after_s:
-                        self._on_lost("unreachable")
-                        return
                 else:
                     if is_due:
-                        renewed_at = now
+                        self._renewed_at = now  # from before it was asked for: never later than on the database's clock
                     if isinstance(lease, Lease) and lease.is_cancelled and not is_cancelled:
                         is_cancelled = True
-                        self._on_lost("cancelled")
+                        self._tell("cancelled")
         finally:
             if store is not None:
                 store.close()
+
+    def _watch(self) -> None:
+        """Give up in time. In a thread of its own: a renewal may be kept waiting for longer than there is."""
+        left_s = self._timing.fence_after_s
+        while not self._patience.wait(self._stop, left_s):
+            left_s = self._renewed_at + self._timing.fence_after_s - self._patience.monotonic()
+            if left_s <= 0:
+                self._tell("unreachable")
+                return
+
+    def _tell(self, why: str) -> None:
+        with self._telling:
+            if not self._stop.is_set():
+                self._on_lost(why)
+            if why != "cancelled":
+                self._stop.set()  # nothing is renewed any more
 
 
 def place_of(locks: Path, disk: Disk) -> str:

@@ -6,7 +6,8 @@ A run that works is asked first; what cannot wait takes the plugin state away fr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +15,12 @@ from holdfast.disk import BusyError, Disk
 from holdfast.engine.finding import FINISHED
 from holdfast.engine.holding import place_of
 from holdfast.errors import ConflictError, NotFoundError
+from holdfast.items import PersistentState, properties_of
 from holdfast.runs import Lease, Status, status_of
 from holdfast.store import (
     Batch,
     CancelLease,
+    CreateItem,
     DeleteVariable,
     Direction,
     EndLease,
@@ -53,12 +56,38 @@ def find_state(store: Store, run: str) -> ItemRow | None:
 
 def find_lease(store: Store, run: str) -> Lease | None:
     """Return the lease that a run holds now; None if it holds none."""
+    lease = _last_lease(store, run)
+    return lease if lease is not None and lease.is_held(store.now_ms()) else None
+
+
+def _last_lease(store: Store, run: str) -> Lease | None:
+    """Return the lease that a run has not given back, lapsed or not: until it is claimed it may be renewed."""
     state = find_state(store, run)
     lease = None if state is None else store.find_lease(state.id)
-    return lease if lease is not None and lease.run == run and lease.is_held(store.now_ms()) else None
+    return lease if lease is not None and lease.holder and lease.run == run else None
 
 
-def abort(store: Store, run: str, *, locks: Path, wait_s: float, wait: Callable[[float], object] = time.sleep) -> bool:
+def check_state(store: Store, run: str) -> None:
+    """Accept a run whose plugin state is there, or that has not been given one yet.
+
+    Raises:
+        ConflictError: It was deleted; what has its name now is another one.
+    """
+    edges = store.list_edges([run], Direction.OUTGOING, with_deleted=True).get(run, [])
+    if find_state(store, run) is None and any(edge.name == "pluginState" for edge in edges):
+        message = f"run {run!r} cannot be carried on: its plugin state was deleted; begin a new run"
+        raise ConflictError(message, run=run)
+
+
+def abort(
+    store: Store,
+    run: str,
+    *,
+    locks: Path,
+    wait_s: float,
+    wait: Callable[[float], object] = time.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> bool:
     """Abort a run, and say whether it had to be done without it.
 
     If it works, it is asked to stop, and has ``wait_s`` seconds to come to a safe point; then its plugin state is
@@ -72,18 +101,27 @@ def abort(store: Store, run: str, *, locks: Path, wait_s: float, wait: Callable[
     status = _status(store, run)
     if status in FINISHED and status is not Status.ABORTED:
         raise ConflictError(f"run {run!r} is {status} and cannot be aborted", run=run, status=str(status))
-    lease = find_lease(store, run)
-    if lease is not None and wait_s > 0:
-        store.apply(Batch((CancelLease(lease.state),)))
-        until = time.monotonic() + wait_s
-        while lease is not None and not _is_dead(lease, locks) and time.monotonic() < until:
+    until, asked = monotonic() + wait_s, 0
+    while status not in FINISHED:  # else it came to its end meanwhile, aborted or done
+        lease = _last_lease(store, run)
+        is_held = lease is not None and lease.is_held(store.now_ms())
+        if lease is not None and is_held and monotonic() < until and not _is_dead(lease, locks):
+            if lease.epoch != asked:
+                asked = lease.epoch
+                with suppress(ConflictError):  # it is not this run's any more
+                    store.apply(Batch((CancelLease(lease.state, lease.epoch),)))
             wait(_LOOK_EVERY_S)
-            lease = find_lease(store, run)
-    if _status(store, run) in FINISHED:  # it came to its end meanwhile, aborted or done
-        return False
-    take = () if lease is None else (EndLease(lease.state),)
-    store.apply(Batch((*take, MoveRun(run, Status.ABORTED))))
-    return lease is not None
+        else:
+            take = () if lease is None else (EndLease(lease.state, lease.epoch),)
+            try:
+                store.apply(Batch((*take, MoveRun(run, Status.ABORTED))))
+            except ConflictError:
+                if (_status(store, run), _last_lease(store, run)) == (status, lease):
+                    raise
+            else:
+                return lease is not None
+        status = _status(store, run)
+    return False
 
 
 def retry(store: Store, run: str) -> None:
@@ -91,29 +129,37 @@ def retry(store: Store, run: str) -> None:
 
     Raises:
         NotFoundError: There is no such run.
-        ConflictError: It did not end so.
+        ConflictError: It did not end so, or its plugin state was deleted.
     """
     status = _status(store, run)
     if status not in (Status.ERROR, Status.ABORTED):
         message = f"run {run!r} is {status}: only one that is error or aborted can be retried"
         raise ConflictError(message, run=run, status=str(status))
+    check_state(store, run)
     store.apply(Batch((MoveRun(run, Status.READY),)))
 
 
 def edit(
-    store: Store, changes: Mapping[str, Mapping[str, Mapping[str, Value | None]]], *, is_forced: bool = False
+    store: Store,
+    changes: Mapping[str, Mapping[str, Mapping[str, Value | None]]],
+    *,
+    new: Iterable[PersistentState] = (),
+    is_forced: bool = False,
 ) -> None:
     """Change variables of plugin states, all of them or none.
 
     Args:
         store: The Pod.
         changes: For each plugin state, by its id, and each namespace new values by name; None: it goes.
+        new: Those of the plugin states that are still to be created.
         is_forced: Take the plugin states from the runs that hold them.
 
     Raises:
-        ConflictError: A run holds one of them, and ``is_forced`` is not said; the message names the run.
+        ConflictError: A run holds one of them, and ``is_forced`` is not said; the message names the run. Or a new one
+            is there already.
     """
-    operations: list[Operation] = [EndLease(state) for state in changes] if is_forced else []
+    operations: list[Operation] = [CreateItem(state.id or "", "PersistentState", properties_of(state)) for state in new]
+    operations += [EndLease(state) for state in changes] if is_forced else []
     for state, namespaces in changes.items():
         for namespace, values in namespaces.items():
             for name, value in values.items():

@@ -16,10 +16,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from holdfast.disk import Disk
 from holdfast.engine.holding import Hold, Timing
+from holdfast.engine.migrating import migrate
 from holdfast.errors import ConflictError, FencedError, HoldfastError, InvalidError, PluginError
 from holdfast.items import PersistentState, PluginRun
 from holdfast.plugins import Cancelled, GiveUp, PluginBase, Released, RetryLater, StatefulPlugin
@@ -27,6 +28,9 @@ from holdfast.plugins.base import arguments_from
 from holdfast.pod import Pod
 from holdfast.runs import Outcome, Status, status_of
 from holdfast.store import SetProgress, Store
+
+if TYPE_CHECKING:  # as in `Runner._prepare`
+    from holdfast.engine.saving import Saving
 
 _log: Final = logging.getLogger(__name__)
 
@@ -43,6 +47,7 @@ class Runner:
     Args:
         open_store: Opens the Pod; called once for the plugin and once for the renewals.
         locks: A folder on this machine for lock files.
+        snapshots: A folder for snapshots, where each plugin state has one of its own; None: no plugin can have any.
         owns_process: The process is there for this run alone: signals release it, a plugin that does not come to a
             safe point is interrupted, and one that does not even then ends with the process. Else it is only asked.
         on_progress: Told how many steps of how many (None: unknown) are done.
@@ -55,6 +60,7 @@ class Runner:
         open_store: Callable[[], Store],
         *,
         locks: Path,
+        snapshots: Path | None = None,
         owns_process: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
         timing: Timing | None = None,
@@ -62,6 +68,7 @@ class Runner:
     ) -> None:
         self._open_store = open_store
         self._locks = locks
+        self._snapshots = snapshots
         self._owns_process = owns_process
         self._on_progress = on_progress
         self._timing = timing or Timing()
@@ -71,6 +78,7 @@ class Runner:
         self._reported_at = 0.0
         self._progress: tuple[int, int | None] | None = None
         self._client: Pod | None = None
+        self._saving: Saving | None = None
         self._run = ""
         self._pid = os.getpid()
         self._thread_id = 0
@@ -117,6 +125,11 @@ class Runner:
 
     def safe_point(self) -> None:
         """Raise what the run is to stop with, if it is to stop; never what an `except Exception` shrugs off."""
+        is_here = self._saving is not None and threading.get_ident() == self._thread_id  # snapshots are the run's own
+        if self._saving is not None and is_here and self._stop_with is None:
+            self._saving.at_safe_point()
+        elif self._saving is not None and is_here and isinstance(self._stop_with, Released):
+            self._saving.save_if_it_can_be()
         if isinstance(self._stop_with, Exception):
             raise Cancelled(str(self._stop_with)) from self._stop_with
         if self._stop_with is not None:
@@ -155,22 +168,59 @@ class Runner:
     def _call(
         self, cls: type[PluginBase], run: PluginRun, state: PersistentState, arguments: dict[str, Any], client: Pod
     ) -> None:
-        if issubclass(cls, StatefulPlugin):
-            arguments["pluginState"] = state
-        plugin = cls(pluginRun=run, client=client, **arguments)
-        if isinstance(plugin, StatefulPlugin):
-            plugin.driven_by(self)
-        plugin.add_to_schema()
-        if isinstance(plugin, StatefulPlugin):
-            _check_was_run(plugin.setup(), f"{cls.__name__}.setup")
-        self.safe_point()
-        found = plugin.run()
-        if inspect.isawaitable(found):
-            import asyncio  # 50 ms of start-up, for those whose run is async
+        plugin = self._prepare(cls, run, state, arguments, client)
+        try:
+            self.safe_point()
+            try:
+                found = plugin.run()
+                if inspect.isawaitable(found):
+                    import asyncio  # 50 ms of start-up, for those whose run is async
 
-            asyncio.run(_wait_for(found))
-        else:
-            _check_was_run(found, f"{cls.__name__}.run")
+                    asyncio.run(_wait_for(found))
+                else:
+                    _check_was_run(found, f"{cls.__name__}.run")
+            except RetryLater:
+                if self._saving is not None:
+                    self._saving.save_if_it_can_be()
+                raise
+            if self._saving is not None:
+                self._saving.save()
+        finally:
+            saving, self._saving = self._saving, None
+            if saving is not None:
+                saving.close()
+
+    def _prepare(
+        self, cls: type[PluginBase], run: PluginRun, state: PersistentState, arguments: dict[str, Any], client: Pod
+    ) -> PluginBase:
+        """Return the plugin, set up, with its variables and what it registered as they were."""
+        if not issubclass(cls, StatefulPlugin):
+            plugin = cls(pluginRun=run, client=client, **arguments)
+            plugin.add_to_schema()
+            return plugin
+        while True:
+            plugin = cls(pluginRun=run, pluginState=state, client=client, **arguments)
+            plugin.driven_by(self)
+            plugin.add_to_schema()
+            folder = None if self._snapshots is None else self._snapshots / str(state.id)
+            migrate(plugin, client, str(state.id), folder)
+            _check_was_run(plugin.setup(), f"{cls.__name__}.setup")
+            if not plugin.snapshots.registered:
+                return plugin
+            if folder is None:
+                raise InvalidError(
+                    f"{cls.__name__} registers what snapshots hold, and its runner has no folder for them"
+                )
+            from holdfast.engine.saving import Saving  # start-up time: most plugins have no snapshots
+
+            saving = Saving(plugin, state=str(state.id), folder=folder, client=client, disk=self._disk)
+            try:
+                if saving.restore():
+                    self._saving, saving = saving, None
+                    return plugin
+            finally:
+                if saving is not None:
+                    saving.close()
 
     def _leave(self) -> None:
         """Note that the plugin's code is behind us: from here on nothing may interrupt this thread."""

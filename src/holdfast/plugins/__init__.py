@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.plugins.base import PluginBase, PluginConfig, arguments_from, register_base_schemas
 from holdfast.plugins.signals import Cancelled, GiveUp, Released, RetryLater
 from holdfast.plugins.source import Source, read_metadata, source_of
-from holdfast.plugins.stateful import Runner, StatefulPlugin
+from holdfast.plugins.stateful import Runner, SnapshotConfig, StatefulPlugin
 from holdfast.plugins.variables import PodVariables
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Released",
     "RetryLater",
     "Runner",
+    "SnapshotConfig",
     "Source",
     "StatefulPlugin",
     "arguments_from",

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast
 
+from pydantic import Field
 from pydantic_core import from_json, to_json
 
 from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundError
 from holdfast.items import Account, CVUStoredDefinition, Edge, PersistentState, PluginRun
-from holdfast.plugins.base import PluginBase
+from holdfast.plugins.base import PluginBase, PluginConfig
 from holdfast.plugins.variables import PodVariables
 from holdfast.pod import Pod
 from holdfast.runs import Status, status_of
+from holdfast.snapshots.conditions import PeriodicSaveCondition, SaveCondition
 from holdfast.state import StateNamespace
 from holdfast.store import MoveRun
 from holdfast.store.evaluation import MAX_NAME
-from holdfast.values import check, shown
+from holdfast.values import Value, check, shown
+
+if TYPE_CHECKING:  # start-up time: most plugins have no snapshots
+    from holdfast.snapshots.keepers import StatesKeeper
 
 T = TypeVar("T")
 
@@ -38,6 +44,33 @@ class Runner(Protocol):
         ...
 
 
+class Snapshots:
+    """What the snapshots of a plugin hold: `register` its objects in `StatefulPlugin.setup`."""
+
+    def __init__(self) -> None:
+        self.registered: dict[str, object] = {}
+
+    def register(self, name: str, state: object) -> None:
+        """Have ``state`` saved in each snapshot under ``name``, and restored from it when a run resumes.
+
+        It is of either protocol that `holdfast.StateStore.register` takes: ``get_state`` and ``set_state``, or
+        ``save_state`` and ``load_state``. The runner refuses what is of neither.
+
+        Raises:
+            KeyError: The name is used already.
+        """
+        if name in self.registered:
+            raise KeyError(f"{name!r} is registered already")
+        self.registered[name] = state
+
+
+class SnapshotConfig(PluginConfig):
+    """Settings for a plugin with snapshots: derive its ``Config`` from this, and they win over the class's own."""
+
+    snapshot_interval_s: float | None = Field(default=None, gt=0, description="Seconds between two snapshots")
+    max_snapshots: int | None = Field(default=None, ge=1, description="How many snapshots are kept")
+
+
 class StatefulPlugin(PluginBase):
     """A plugin that carries on from where it was.
 
@@ -55,6 +88,15 @@ class StatefulPlugin(PluginBase):
         InvalidError: ``runId`` and ``pluginRun`` name two runs; or as `PluginBase` says.
     """
 
+    state_version: ClassVar[int] = 1
+    """Of the variables and snapshots that this class works with; see `migrate_state`."""
+
+    condition: ClassVar[SaveCondition] = PeriodicSaveCondition(60)
+    """Asked at each safe point whether to take a snapshot; each run has a copy of its own."""
+
+    max_snapshots: ClassVar[int] = 3
+    """How many snapshots are kept; see `snapshot_keeper`."""
+
     def __init__(
         self,
         runId: str | None = None,  # noqa: N803
@@ -68,6 +110,7 @@ class StatefulPlugin(PluginBase):
             raise InvalidError(f"runId {runId!r} and pluginRun {pluginRun.id!r} name two different runs")
         self.runId = runId if pluginRun is None else pluginRun.id
         self.pluginState = pluginState
+        self.snapshots = Snapshots()
         self._runner: Runner | None = None
         self._variables: PodVariables | None = None
         self._once = threading.RLock()  # one call at a time; what it calls may call `once` in its turn
@@ -83,6 +126,35 @@ class StatefulPlugin(PluginBase):
 
     def setup(self) -> None:
         """Prepare before `run`, in every run, also when it resumes; register here what snapshots hold."""
+
+    # -- snapshots ----------------------------------------------------------------------------------------------------
+
+    def snapshot_condition(self) -> SaveCondition:
+        """Return what is asked at each safe point: the class's ``condition``, unless the configuration has another."""
+        interval = getattr(getattr(self, "config", None), "snapshot_interval_s", None)
+        return self.condition if interval is None else PeriodicSaveCondition(interval)
+
+    def snapshot_keeper(self, folder: Path) -> StatesKeeper:
+        """Return what decides which snapshots in ``folder`` go: all but the latest few, unless overridden.
+
+        The one that the plugin state points to always stays.
+        """
+        from holdfast.snapshots.keepers import LatestStatesKeeper  # as above
+
+        kept = getattr(getattr(self, "config", None), "max_snapshots", None)
+        return LatestStatesKeeper(folder, kept or self.max_snapshots)
+
+    def migrate_state(self, variables: dict[str, Value], from_version: int) -> Mapping[str, Value] | None:
+        """Return the variables of version ``from_version`` as those of ``state_version``, or change them in place.
+
+        Called before `setup`, in a transaction: items that are written here are migrated with the variables, or not
+        at all. What the variables were is kept in the namespace ``before-v<from_version>``.
+        """
+        message = (
+            f"the variables are of version {from_version}, and {type(self).__name__} works with {self.state_version}: "
+            "implement migrate_state(variables, from_version)"
+        )
+        raise NotImplementedError(message)
 
     # -- what outlives runs -------------------------------------------------------------------------------------------
 

@@ -386,6 +386,10 @@ class Pod:
         """Return what is committed of one namespace of a plugin state, by name."""
         return self._store.list_variables(state, namespace)
 
+    def find_snapshot(self, state: str) -> str | None:
+        """Return the name of the snapshot that a plugin state resumes from; None if there is none."""
+        return self._store.find_snapshot(state)
+
     def close(self) -> None:
         """Close the store; twice is harmless."""
         self._store.close()

@@ -172,17 +172,20 @@ def find_items(db: apsw.Connection, ids: Collection[str]) -> dict[str, ItemRow]:
     return {row[0]: item_from(row) for row in _by_keys(db, f"SELECT {ITEM} FROM item WHERE id", ids)}
 
 
-def list_edges(db: apsw.Connection, ids: Collection[str], direction: Direction) -> dict[str, list[EdgeRow]]:
-    """Return the edges of each item in the order of creation; none from or to what is deleted."""
+def list_edges(
+    db: apsw.Connection, ids: Collection[str], direction: Direction, *, with_deleted: bool = False
+) -> dict[str, list[EdgeRow]]:
+    """Return the edges of each item in the order of creation; none from or to what is deleted unless wanted."""
     near, far = ("source", "target") if direction is Direction.OUTGOING else ("target", "source")
+    not_deleted = "" if with_deleted else "AND near.deleted = 0 AND item.deleted = 0"
     # CROSS JOIN keeps the order of the tables: the asked-for items are few, whatever the planner believes.
     rows = db.execute(
         f"""
         SELECT near.id, edge.name, {ITEM}
         FROM json_each(?) AS wanted
-        CROSS JOIN item AS near ON near.id = wanted.value AND near.deleted = 0
+        CROSS JOIN item AS near ON near.id = wanted.value
         CROSS JOIN edge ON edge.{near} = near.seq
-        CROSS JOIN item ON item.seq = edge.{far} AND item.deleted = 0
+        CROSS JOIN item ON item.seq = edge.{far} {not_deleted}
         ORDER BY edge.seq
         """,
         (to_text(list(dict.fromkeys(ids))),),

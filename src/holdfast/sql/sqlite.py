@@ -457,9 +457,11 @@ class SqliteStore:
             for seq, item in found
         ]
 
-    def list_edges(self, ids: Sequence[str], direction: Direction) -> Mapping[str, list[EdgeRow]]:  # noqa: D102
+    def list_edges(  # noqa: D102
+        self, ids: Sequence[str], direction: Direction, *, with_deleted: bool = False
+    ) -> Mapping[str, list[EdgeRow]]:
         with self._reading() as db:
-            return sql_rows.list_edges(db, ids, direction)
+            return sql_rows.list_edges(db, ids, direction, with_deleted=with_deleted)
 
     def list_variables(self, state: str, namespace: str = "") -> Mapping[str, Value]:  # noqa: D102
         with self._reading() as db:

@@ -147,10 +147,12 @@ class Store(Protocol):
         """Return what ``query`` describes, as of one moment."""
         ...
 
-    def list_edges(self, ids: Sequence[str], direction: Direction) -> Mapping[str, list[EdgeRow]]:
+    def list_edges(
+        self, ids: Sequence[str], direction: Direction, *, with_deleted: bool = False
+    ) -> Mapping[str, list[EdgeRow]]:
         """Return the edges of each of these items in the order of creation, as of one moment.
 
-        Edges to or from deleted items are left out, and so are items without edges.
+        Edges to or from deleted items are left out unless ``with_deleted``, and so are items without edges.
         """
         ...
 

@@ -176,7 +176,10 @@ def _add_needs_of_state(found: Needs, operation: Operation) -> None:
         case SetVariable() | IncrementVariable() | DeleteVariable():
             found.variables.add(VariableKey(operation.state, operation.namespace, operation.name))
             found.lease_states.add(operation.state)
-        case PointSnapshot() | ClaimLease() | EndLease() | CancelLease():
+        case ClaimLease():
+            found.items.update((operation.state, operation.run))
+            found.lease_states.add(operation.state)
+        case PointSnapshot() | EndLease() | CancelLease():
             found.lease_states.add(operation.state)
         case RenewLease() | ReleaseLease():
             found.lease_states.add(operation.fence.state)
@@ -283,6 +286,16 @@ class _Evaluation:
         elif row.type == _STATE:
             self.check_state(row.id)
 
+    def check_deletion(self, row: ItemRow) -> None:
+        """Refuse to delete what a run holds, also to that run; who held it and sleeps has no way back."""
+        state = self.runs.get(row.id, "") if row.type == _RUN else row.id if row.type == _STATE else ""
+        lease = self.lease(state)
+        if not lease.holder or (row.type == _RUN and lease.run != row.id):
+            return
+        if self.fence is not None or lease.is_held(self.now_ms):
+            raise lease.held_by_other(self.now_ms)
+        self.put_lease(lease.ended())
+
     # -- items --
 
     def item(self, id_: str) -> ItemRow | None:
@@ -322,8 +335,8 @@ class _Evaluation:
                 is_deleted = _flag(name, value)
             else:
                 self.refuse_property(type_, name)
-        if type_ == _RUN and "status" in properties:
-            properties["status"] = str(move(id_, Status.IDLE, status_of(properties["status"])))
+        if type_ == _RUN:
+            properties["status"] = str(move(id_, Status.IDLE, status_of(properties.get("status"))))
         self.created[id_] = len(self.changes.created)
         self.changes.created.append(ItemRow(id_, type_, 1, created, modified, now, is_deleted, properties))
         return Written(id_, 1, now)
@@ -356,6 +369,8 @@ class _Evaluation:
                 is_deleted = _flag(name, value)
             else:
                 self.refuse_property(row.type, name)
+        if is_deleted and not row.is_deleted:
+            self.check_deletion(row)
         return self.put_item(
             ItemRow(row.id, row.type, row.version + 1, created, modified, self.now_ms, is_deleted, properties)
         )
@@ -372,6 +387,7 @@ class _Evaluation:
         if row is None or row.is_deleted:
             return Written(operation.id, 0 if row is None else row.version, self.now_ms)
         self.check_item(row)
+        self.check_deletion(row)
         return self.put_item(
             row._replace(
                 version=row.version + 1, modified_ms=self.now_ms, server_modified_ms=self.now_ms, is_deleted=True
@@ -459,8 +475,8 @@ class _Evaluation:
 
     def variable(self, state: str, namespace: str, name: str, expected: Expected | None) -> VariableKey:
         self.check_state(state)
-        _check_name(namespace, "a namespace", may_be_empty=True)
-        _check_name(name, "a variable", may_be_empty=True)
+        _check_name(namespace, "a namespace", least=0)
+        _check_name(name, "a variable")
         key = VariableKey(state, namespace, name)
         if expected is not None:
             if expected.value is not None:
@@ -547,6 +563,10 @@ class _Evaluation:
         if self.fence is not None:
             message = f"a run that holds plugin state {self.fence.state!r} cannot claim {operation.state!r}"
             raise DeniedError(message, state=operation.state, held=self.fence.state)
+        for id_, what in ((operation.state, "plugin state"), (operation.run, "run")):
+            row = self.item(id_)
+            if row is not None and row.is_deleted:
+                raise NotFoundError(f"there is no {what} {id_!r} any more: it was deleted", id=id_)
         lease = self.lease(operation.state).claimed(
             run=operation.run,
             holder=operation.holder,
@@ -566,18 +586,23 @@ class _Evaluation:
         return self.put_lease(self.lease(operation.fence.state).released(operation.fence))
 
     def end_lease(self, operation: EndLease) -> Lease:
-        self.refuse_fenced(operation.state)
-        return self.put_lease(self.lease(operation.state).ended())
+        return self.put_lease(self.owned(operation).ended())
 
     def cancel_lease(self, operation: CancelLease) -> Lease:
-        self.refuse_fenced(operation.state)
-        return self.put_lease(self.lease(operation.state).cancelled())
+        return self.put_lease(self.owned(operation).cancelled())
 
-    def refuse_fenced(self, state: str) -> None:
+    def owned(self, operation: EndLease | CancelLease) -> Lease:
+        """Return the lease that the owner means."""
+        state = operation.state
         if self.fence is not None:
             message = f"a run cannot take plugin state {shown(state)} from its holder: only the owner can"
             raise DeniedError(message, state=shown(state))
         _check_name(state, "the id of a plugin state")
+        lease = self.lease(state)
+        if operation.epoch not in (None, lease.epoch):
+            message = f"plugin state {state!r} has changed hands: its epoch is {lease.epoch}, not {operation.epoch!r}"
+            raise ConflictError(message, state=state, epoch=lease.epoch, run=lease.run)
+        return lease
 
 
 _HANDLERS: Final[Mapping[type, Callable[[_Evaluation, Any], Result]]] = {
@@ -646,10 +671,10 @@ def _flag(name: str, value: object) -> bool:
     return cast("bool", fit(SYSTEM_PROPERTIES[name].kind, value, name))
 
 
-def _check_name(text: str, what: str, *, may_be_empty: bool = False) -> None:
+def _check_name(text: str, what: str, *, least: int = 1) -> None:
     check(text, what)
-    if len(text) > MAX_NAME or (not text and not may_be_empty):
-        message = f"{shown(text)} cannot name {what}: 1 to {MAX_NAME} characters are allowed"
+    if not least <= len(text) <= MAX_NAME:
+        message = f"{shown(text)} cannot name {what}: {least} to {MAX_NAME} characters are allowed"
         raise InvalidError(message, name=shown(text))
 
 

@@ -55,7 +55,10 @@ class UpdateItem:
 
 @dataclass(frozen=True, slots=True)
 class DeleteItem:
-    """Mark one item as deleted; nothing happens if it is absent or deleted already."""
+    """Mark one item as deleted; nothing happens if it is absent or deleted already.
+
+    ConflictError if it is a run or a plugin state that a run holds, whoever asks; a lease that lapsed ends with it.
+    """
 
     id: str
 
@@ -182,7 +185,10 @@ class DeleteQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ClaimLease:
-    """Claim a plugin state for a run; the result is the `Lease`. ConflictError names the run that has it."""
+    """Claim a plugin state for a run; the result is the `Lease`.
+
+    ConflictError names the run that has it; NotFoundError if run or plugin state were deleted.
+    """
 
     state: str
     run: str
@@ -208,16 +214,24 @@ class ReleaseLease:
 
 @dataclass(frozen=True, slots=True)
 class EndLease:
-    """Take the lease away from whoever holds it: the owner's right. Its writes are refused from now on."""
+    """Take the lease away from whoever holds it: the owner's right. Its writes are refused from now on.
+
+    ConflictError if ``epoch`` is given and another claim was made since.
+    """
 
     state: str
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CancelLease:
-    """Ask the holder of a plugin state to stop; it learns so with its next renewal."""
+    """Ask the holder of a plugin state to stop; it learns so with its next renewal.
+
+    ConflictError if ``epoch`` is given and another claim was made since.
+    """
 
     state: str
+    epoch: int | None = None
 
 
 Operation = (

@@ -86,6 +86,7 @@ _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
     (InvalidError, "cannot be 1: it is declared Text", op.UpdateItem("t1", {"text": 1})),
     (ConflictError, "is done and cannot become started", op.UpdateItem("over", {"status": "started"})),
     (ConflictError, "held by run 'r1'", op.UpdateItem("r1", {"status": "done"})),
+    (ConflictError, "held by run 'r1'", op.DeleteItem("r1")),
     (NotFoundError, "source 'absent'", op.CreateEdge("absent", "friend", "t1")),
     (NotFoundError, "target 'gone'", op.CreateEdge("t1", "friend", "gone")),
     (InvalidError, "cannot lead to a PluginRun", op.CreateEdge("t1", "friend", "r1")),
@@ -101,6 +102,10 @@ _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
     (InvalidError, "udfff", op.SetVariable("s", "new", "\udfff")),
     (InvalidError, r"\[1\]", op.SetVariable("s", "new", [1])),  # pyright: ignore[reportArgumentType]
     (InvalidError, r"a\\x00b", op.SetVariable("s", "a\0b", 1)),
+    (InvalidError, "'' cannot name a variable: 1 to 1024 char", op.SetVariable("s", "", 1)),
+    (InvalidError, "'' cannot name a variable: 1 to 1024 char", op.IncrementVariable("s", "")),
+    (InvalidError, "'' cannot name a variable: 1 to 1024 char", op.DeleteVariable("s", "")),
+    (InvalidError, "cannot name a namespace: 0 to 1024 char", op.SetVariable("s", "a", 1, "x" * 1025)),
     (InvalidError, "ud801", op.SetVariable("s", "\ud801", 1)),
     (ConflictError, "held by run 'r1'", op.SetVariable("held", "x", 1)),
     (InvalidError, "holds 'a'", op.IncrementVariable("s", "'a'")),
@@ -120,6 +125,10 @@ _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
     (NotFoundError, "'absent'", op.AnswerQuestion("absent", "2")),
     (ConflictError, "held by run 'r1'", op.DeleteQuestion("q2")),
     (ConflictError, "held by run 'r1'", op.ClaimLease("held", "r2", "h2", 1_000)),
+    (NotFoundError, "no plugin state 'gone' any more", op.ClaimLease("gone", "r2", "h2", 1_000)),
+    (NotFoundError, "no run 'gone' any more", op.ClaimLease("s", "gone", "h2", 1_000)),
+    (ConflictError, "'held' has changed hands: its epoch is 1, not 0", op.EndLease("held", 0)),
+    (ConflictError, "'held' has changed hands: its epoch is 1, not 2", op.CancelLease("held", 2)),
     (FencedError, "run 'r1'", op.RenewLease(Fence(state="held", epoch=1, holder="h0"), 1_000)),
     (FencedError, "run 'r1'", op.ReleaseLease(Fence(state="held", epoch=0, holder="h1"))),
 ]
@@ -352,6 +361,30 @@ class StoreContract:
             with pytest.raises(DeniedError):
                 apply(store, operation, fence=held.fence)
 
+    @pytest.mark.parametrize("item", ["s1", "r1"])
+    def test_what_a_run_holds_is_not_deleted(self, store: Store, clock: FakeClock, item: str) -> None:
+        """Neither the run nor its plugin state, whoever asks and however; a lease that lapsed ends with them."""
+        items = (op.CreateItem("s1", "PersistentState"), op.CreateItem("r1", "PluginRun"))
+        lease = apply(store, *items, op.ClaimLease("s1", "r1", "h1", 10_000))[2]
+        assert isinstance(lease, Lease)
+        deletions = (op.DeleteItem(item), op.UpdateItem(item, {"deleted": True}))
+        for operation in deletions:
+            for fence in (None, lease.fence):
+                with pytest.raises(ConflictError, match="plugin state 's1' is held by run 'r1'"):
+                    apply(store, operation, fence=fence)
+        clock.advance(10_000)
+        for operation in deletions:
+            with pytest.raises(ConflictError, match="held by run 'r1'"):  # it could be renewed still
+                apply(store, operation, fence=lease.fence)
+        apply(store, deletions[0])
+        with pytest.raises(FencedError, match="was taken from it"):
+            apply(store, op.RenewLease(lease.fence, 10_000), fence=lease.fence)
+        with pytest.raises(NotFoundError, match=f"{item!r} any more: it was deleted"):
+            apply(store, op.ClaimLease("s1", "r1", "h2", 10_000))
+        apply(store, op.UpdateItem(item, {"deleted": False}), op.ClaimLease("s1", "r1", "h2", 10_000))
+        apply(store, op.EndLease("s1", 3), *deletions)
+        assert store.find_items([item])[item].is_deleted
+
     def test_no_query_compares_a_secret(self, store: Store) -> None:
         """Whoever made the query: the store refuses it, for one type and for all."""
         for type_ in ("Account", None):
@@ -370,6 +403,9 @@ class StoreContract:
         }
         assert (store.list_edges(["a", "b"], _OUT), store.list_edges(["a", "b"], _IN)) == ({}, {})
         assert [found.edges for found in store.search(Query(outgoing=True))] == [()]
+        for id_, other, direction in (("a", "b", _OUT), ("b", "a", _IN)):
+            (edge,) = store.list_edges([id_, "c"], direction, with_deleted=True)[id_]
+            assert (edge.name, edge.item) == ("relationship", store.find_items([other])[other])
         apply(store, op.UpdateItem("b", {"deleted": False}))
         assert [len(found.edges) for found in store.search(Query(outgoing=True))] == [1, 0]
 
@@ -456,8 +492,8 @@ class StoreContract:
         assert seen == ("abcdfgh" if is_descending else "hgfdcbahez")
 
     def test_variables_are_listed_by_name_within_one_namespace(self, store: Store) -> None:
-        """A namespace of one plugin state has its own variables, ordered by code point; any text is a name."""
-        names = ["", "B", "a", "a b", "\u00e9", "\uffff", "\U0001f600"]
+        """A namespace of one plugin state has its own variables, ordered by code point; what is not empty is a name."""
+        names = [" ", "B", "a", "a b", "\u00e9", "\uffff", "\U0001f600"]
         apply(store, *(op.SetVariable("s", name, name) for name in reversed(names)), op.DeleteVariable("s", "none"))
         apply(store, op.SetVariable("s", "a", 1, "other"), op.SetVariable("S", "a", 2))
         assert list(store.list_variables("s").items()) == [(name, name) for name in names]
@@ -490,9 +526,9 @@ class StoreContract:
         assert [(question.id, question.form) for question in store.list_questions("s")] == [("a", ""), ("b", "[]")]
 
     def test_a_status_moves_and_keeps_its_reason(self, store: Store) -> None:
-        """An update of the status is a move too; an unknown one of a new run is idle; repeating one is allowed."""
-        apply(store, op.CreateItem("r", "PluginRun", {"status": "?"}))
-        assert store.find_items(["r"])["r"].properties == {"status": "idle"}
+        """An update of the status is a move too; an unknown or no one of a new run is idle; repeating is allowed."""
+        apply(store, op.CreateItem("r", "PluginRun", {"status": "?"}), op.CreateItem("q", "PluginRun"))
+        assert [store.find_items(["q", "r"])[id_].properties for id_ in "qr"] == [{"status": "idle"}] * 2
         apply(store, op.UpdateItem("r", {"status": "started"}))
         assert store.find_items(["r"])["r"].properties == {"status": "started"}
         apply(store, op.MoveRun("r", Status.ERROR, "no luck"), op.MoveRun("r", Status.ERROR), op.SetProgress("r", 1))
@@ -532,7 +568,7 @@ class StoreContract:
 
     def test_a_lease_is_given_back_ended_or_cancelled(self, pod: Store) -> None:
         """After release and end nobody holds it and the former holder is fenced; a cancel is told with the renewal."""
-        apply(pod, op.CancelLease("held"), op.CancelLease("new"), op.EndLease("new"))
+        apply(pod, op.CancelLease("held", 1), op.CancelLease("new"), op.EndLease("new"), op.EndLease("new", 0))
         assert pod.find_lease("new") is None
         cancelled = Lease(state="held", epoch=1, holder="h1", run="r1", expires_ms=T0 + 60_000, is_cancelled=True)
         assert apply(pod, op.RenewLease(HELD, 60_000), fence=HELD) == (cancelled,)

@@ -173,17 +173,20 @@ class MemoryStore(Store):
     def _position(self, row: ItemRow) -> tuple[int, int]:
         return (row.server_modified_ms, self._sequence[row.id])
 
-    def list_edges(self, ids: Sequence[str], direction: Direction) -> Mapping[str, list[EdgeRow]]:
+    def list_edges(
+        self, ids: Sequence[str], direction: Direction, *, with_deleted: bool = False
+    ) -> Mapping[str, list[EdgeRow]]:
         with self._opened():
-            return self._edges_of(set(ids), direction)
+            return self._edges_of(set(ids), direction, with_deleted=with_deleted)
 
-    def _edges_of(self, ids: set[str], direction: Direction) -> dict[str, list[EdgeRow]]:
+    def _edges_of(self, ids: set[str], direction: Direction, *, with_deleted: bool = False) -> dict[str, list[EdgeRow]]:
         found: dict[str, list[EdgeRow]] = {}
         for edge in self._edges:
             asked, other = edge.source, edge.target
             if direction is Direction.INCOMING:
                 asked, other = other, asked
-            if asked in ids and not self._items[asked].is_deleted and not self._items[other].is_deleted:
+            is_shown = with_deleted or not (self._items[asked].is_deleted or self._items[other].is_deleted)
+            if asked in ids and is_shown:
                 row = EdgeRow(name=edge.name, item=_copy(self._items[other]), direction=direction)
                 found.setdefault(asked, []).append(row)
         return found

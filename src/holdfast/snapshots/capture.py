@@ -1,0 +1,197 @@
+"""The state of objects, copied at one moment into memory that is there already: staging.
+
+Staging outlives a save. So the next one finds its memory warm, and copies only what changed since, if little did. That
+is told by a keyed hash of each block (GMAC), which reads once what a comparison would read twice. The key is random and
+stays in memory, as do the tags, so two contents share a tag with a probability of about 2 to the power of -112.
+
+Where the system has memory with a descriptor (Linux), another process can read staging: see `holdfast.snapshots.packs`.
+Copying holds the interpreter lock. That is the point: nobody changes state meanwhile who is not native code, and nobody
+takes the processor in the middle.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from holdfast.snapshots.manifest import CHUNK_BYTES
+from holdfast.snapshots.reading import populate
+from holdfast.snapshots.tree import Encoded
+
+BLOCK_BYTES: Final = 16 * CHUNK_BYTES
+"""What is compared, and copied, at once."""
+
+_NONCE: Final = bytes(12)
+_TRIED_BLOCKS: Final = 4
+
+
+class Place(NamedTuple):
+    """A chunk that is stored: its BLAKE3, and where in which pack it is."""
+
+    digest: bytes
+    pack: str
+    slot: int
+
+
+@dataclass
+class Span:
+    """The chunks of one object in staging.
+
+    Attributes:
+        first: The first of them.
+        layout: Where its leaves begin, and their lengths.
+        stored: Where each chunk was stored last, at its position; None: nowhere.
+        is_dirty: For each chunk 1 if it may hold something else than what was stored.
+        tags: The tag of each whole block that was copied, by its first byte in staging.
+        untagged: The blocks that were copied and have no tag yet.
+        dense: The leaves, by where they begin, of which most had changed when they were stored last.
+    """
+
+    first: int = 0
+    layout: tuple[tuple[int, int], ...] = ()
+    stored: list[Place | None] = field(default_factory=list["Place | None"])
+    is_dirty: bytearray = field(default_factory=bytearray)
+    tags: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    untagged: dict[int, int] = field(default_factory=dict[int, int])
+    dense: set[int] = field(default_factory=set[int])
+
+
+class Tagger:
+    """Tells by 16 bytes whether memory changed; the key is its own."""
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self.key = key or os.urandom(16)
+        self._cipher = AESGCM(self.key)
+
+    def tag(self, data: memoryview) -> bytes:
+        """Return the tag of some memory."""
+        return self._cipher.encrypt(_NONCE, b"", data)
+
+
+class Staging:
+    """Memory for what was captured; belongs to the process that made it.
+
+    ``spans`` has what was captured last of each object. Whoever changes it, or stores it, excludes others.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("holdfast-staging") if hasattr(os, "memfd_create") else -1
+        if self.fd >= 0:
+            weakref.finalize(self, os.close, self.fd)
+        self.memory = memoryview(b"")
+        self.spans: dict[str, Span] = {}
+        self.tagger = Tagger()
+
+    def believe(self, stored: Mapping[str, Sequence[Place]]) -> None:
+        """Take over where the chunks of objects are stored that this process has not captured: it loaded them."""
+        for name, places in stored.items():
+            span = self.spans.setdefault(name, Span())
+            span.stored = list(places)
+            if span.is_dirty:
+                span.stored = _fitted(span.stored, len(span.is_dirty))
+                span.is_dirty = bytearray(b"\1" * len(span.is_dirty))
+
+    def make_room(self, trees: Mapping[str, Encoded]) -> None:
+        """Have memory for these trees that the system need not find any more; moves nothing if they fit."""
+        counts = {name: tree.size // CHUNK_BYTES for name, tree in trees.items()}
+        if all(len(self.spans.setdefault(name, Span()).is_dirty) == count for name, count in counts.items()):
+            return
+        self._have(sum(counts.values()) * CHUNK_BYTES)
+        first = 0
+        for name, count in counts.items():
+            old = self.spans[name]
+            self.spans[name] = Span(first=first, stored=_fitted(old.stored, count), is_dirty=bytearray(b"\1" * count))
+            first += count
+
+    def capture(self, trees: Mapping[str, Encoded]) -> None:
+        """Copy the leaves of all trees; they may change once this returns.
+
+        If this is left by an exception, what was copied counts as changed when it is captured next.
+        """
+        self.make_room(trees)
+        for name, tree in trees.items():
+            span = self.spans[name]
+            layout = tuple((at, len(data)) for at, data in tree.leaves)
+            if layout != span.layout:
+                self._lay_out(span, layout)
+            for at, data in tree.leaves:
+                if at in span.dense or span.first * CHUNK_BYTES + at not in span.tags:
+                    self._copy(span, at, data)
+                else:
+                    self._copy_changed(span, at, data)
+
+    def settle(self, stored: Mapping[str, list[Place]]) -> None:
+        """Note where all that was captured is stored now."""
+        for name, places in stored.items():
+            span = self.spans[name]
+            changed = bytes(old not in (None, new) for old, new in zip(span.stored, places, strict=True))
+            span.dense = set()
+            for at, length in span.layout:
+                first, end = at // CHUNK_BYTES, -(-(at + length) // CHUNK_BYTES)
+                if 2 * changed.count(1, first, end) > end - first:
+                    span.dense.add(at)
+            span.stored = list(places)
+            span.is_dirty = bytearray(len(places))
+
+    def _have(self, size: int) -> None:
+        if size <= len(self.memory):
+            return
+        size = -(-size // BLOCK_BYTES) * BLOCK_BYTES
+        self.memory = memoryview(b"")  # the old one goes when nobody looks at it any more
+        if self.fd >= 0:
+            os.ftruncate(self.fd, size)
+        memory = mmap.mmap(self.fd, size)
+        self.memory = memoryview(memory)
+        populate(self.memory, 0, size)
+
+    def _lay_out(self, span: Span, layout: tuple[tuple[int, int], ...]) -> None:
+        """Let a span hold nothing that was captured, and zeros wherever its leaves will not be."""
+        size, start, end = len(span.is_dirty) * CHUNK_BYTES, span.first * CHUNK_BYTES, 0
+        span.is_dirty, span.tags, span.untagged = bytearray(b"\1" * len(span.is_dirty)), {}, {}
+        span.dense = set()
+        for at, length in (*layout, (size, 0)):
+            self.memory[start + end : start + at] = bytes(at - end)
+            end = at + length
+        span.layout = layout
+
+    def _copy(self, span: Span, at: int, data: memoryview) -> None:
+        start = span.first * CHUNK_BYTES + at
+        self._touch(span, at, len(data))
+        if len(data) >= CHUNK_BYTES:
+            for offset in range(0, len(data), BLOCK_BYTES):
+                span.tags.pop(start + offset, None)
+                span.untagged[start + offset] = min(BLOCK_BYTES, len(data) - offset)
+        self.memory[start : start + len(data)] = data
+
+    def _copy_changed(self, span: Span, at: int, data: memoryview) -> None:
+        """Copy the blocks of one leaf that changed, and all from where most did."""
+        changed = 0
+        start = span.first * CHUNK_BYTES + at
+        for number, offset in enumerate(range(0, len(data), BLOCK_BYTES)):
+            block = data[offset : offset + BLOCK_BYTES]
+            tag = self.tagger.tag(block)
+            if span.tags.get(start + offset) != tag:
+                changed += 1
+                self._touch(span, at + offset, len(block))
+                span.tags.pop(start + offset, None)
+                self.memory[start + offset : start + offset + len(block)] = block
+                span.tags[start + offset] = tag
+                if number >= _TRIED_BLOCKS and 2 * changed > number:
+                    self._copy(span, at + offset + len(block), data[offset + len(block) :])
+                    return
+
+    @staticmethod
+    def _touch(span: Span, at: int, size: int) -> None:
+        """Note that bytes of a span will be other ones, before they are."""
+        first, end = at // CHUNK_BYTES, -(-(at + size) // CHUNK_BYTES)
+        span.is_dirty[first:end] = b"\1" * (end - first)
+
+
+def _fitted(stored: Sequence[Place | None], count: int) -> list[Place | None]:
+    return [*stored[:count], *[None] * (count - len(stored))]
