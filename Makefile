@@ -17,6 +17,8 @@ demo: $(READY) ## See Holdfast at work
 	@$(PYTHON_IN_VENV) examples/installed_packages.py
 	@echo
 	@$(PYTHON_IN_VENV) examples/git_history_demo.py
+	@echo
+	@$(PYTHON_IN_VENV) examples/online_learner_demo.py
 
 test: $(READY) ## Run the tests
 	@$(PYTHON_IN_VENV) -m pytest -n auto --dist loadgroup
