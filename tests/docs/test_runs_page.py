@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from holdfast import PodClient
 from holdfast.runs import MOVES, Status
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -41,6 +42,30 @@ def test_the_code_of_the_page_on_plugins_runs(home: Path) -> None:
 
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines() == re.findall(r"print\(.*\)  # (.*)$", code, re.MULTILINE) == ["['Alice']"]
+
+
+def test_the_learner_of_the_page_goes_on_from_its_last_snapshot(home: Path) -> None:
+    """The second run finds nothing left to learn."""
+    page = (DOCS / "plugins.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    home.with_name("my_plugin.py").write_text("\n".join(blocks[:-1]), encoding="utf-8")
+    models: list[str] = []
+    for _ in range(2):
+        ran = subprocess.run(
+            [Path(sys.executable).with_name("holdfast"), "run", "my_plugin.py:Learn"],
+            cwd=home.parent,
+            env={**os.environ, "HOLDFAST_HOME": str(home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        with PodClient(home=home) as client:
+            [state] = client.search({"type": "PersistentState"})
+            pointed = client.find_snapshot(str(state.id))
+        models.append((home / "snapshots" / str(state.id) / str(pointed) / "model").read_text(encoding="utf-8"))
+    assert models[0] == models[1]
+    assert '"steps":3000' in models[1]
 
 
 def test_the_counter_of_the_page_counts_each_file_once(home: Path) -> None:
