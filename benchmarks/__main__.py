@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import pods, processes, runs, variables
+from benchmarks import pods, processes, runs, snapshots, variables
 from benchmarks.measure import Row, table
 
 
@@ -19,6 +19,7 @@ def main() -> None:
     """Measure everything and print the table, or one JSON document."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--items", type=int, default=1_000_000, help="in the large Pod; 100000: no large Pod")
+    parser.add_argument("--mib", type=int, default=256, help="of arrays in a snapshot; 1024 takes 6 GiB of memory")
     parser.add_argument("--rounds", type=int, default=5, help="how often each ratio is taken; the median counts")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--folder", type=Path, default=Path("build"), help="where to write: on the disk to be measured")
@@ -31,6 +32,7 @@ def main() -> None:
             pods.Bench(folder=here, items=options.items, rounds=options.rounds),
             processes.Bench(folder=here, rounds=options.rounds),
             runs.Bench(folder=here, rounds=options.rounds),
+            snapshots.Bench(folder=here, rounds=options.rounds, mib=options.mib),
             variables.Bench(folder=here, rounds=options.rounds),
         ):
             for row in bench.rows():

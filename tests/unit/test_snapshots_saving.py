@@ -183,6 +183,16 @@ def test_an_object_may_write_several_files_beside_each_other(tmp_path: Path) -> 
     assert {name: each.entries for name, each in manifest.objects.items()} == {"both": ("both.a", "both.b"), "none": ()}
 
 
+def test_a_name_that_is_taken_meanwhile_is_not_taken_over(tmp_path: Path) -> None:
+    """Of two that want one name at once the later one fails, and what is there stays, even if that is empty."""
+    store = StateStore(tmp_path / "states", "same")
+    store.register("a", Wild(lambda path: (tmp_path / "states" / "same").mkdir()))
+    with pytest.raises(FileExistsError, match="same"):
+        store.save_state()
+    assert names(tmp_path / "states") == ["same"]
+    assert names(tmp_path / "states" / "same") == []
+
+
 def test_an_object_that_raises_leaves_nothing_and_the_next_save_is_whole(tmp_path: Path) -> None:
     """Its own exception arrives."""
     tree = Held({"a": np.zeros(100_000)})
@@ -415,6 +425,20 @@ def test_packs_stay_few_and_at_least_half_needed(tmp_path: Path) -> None:
     assert verify(path) == []
 
 
+def test_a_pack_of_which_most_is_not_needed_is_not_shared(tmp_path: Path) -> None:
+    """What is needed of it is written again with what changed."""
+    tree, store = Held({"w": np.zeros(10 * CHUNK, "u1")}), StateStore(tmp_path)
+    store.register("tree", tree)
+    found: list[list[int]] = []
+    for changed in (range(10), range(6), range(5, 6)):
+        for chunk in changed:
+            tree.tree["w"][chunk * CHUNK] += 1
+        path = store.save_state()
+        found.append(sorted(pack.slots for pack in read_manifest(path).packs))
+    assert found == [[10], [6, 10], [5, 6]]
+    assert verify(path) == []
+
+
 arrays_of_chunks = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 255)), min_size=1, max_size=4
 )
@@ -616,10 +640,10 @@ def test_a_worker_says_what_went_wrong(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_forked_child_saves_on_its_own(tmp_path: Path) -> None:
-    """It has memory of its own, and no part in its parent's save."""
-    tree = Held({"a": np.ones(CHUNK, "u1")})
+    """It has memory of its own: what the parent saves next is the parent's, also what it had captured before."""
+    tree = Held({"a": np.ones(40 * CHUNK, "u1")})
     store = store_of(tmp_path, tree=tree)
-    store.save_state()
+    first = store.save_state()
     child = os.fork()
     if not child:
         tree.tree["a"][:] = 2
@@ -627,6 +651,7 @@ def test_a_forked_child_saves_on_its_own(tmp_path: Path) -> None:
         path = store.save_state()
         os._exit(0 if verify(path) == [] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    shutil.rmtree(first)  # so that all of it is written from memory
     tree.tree["a"][5] = 3
     store.load_state(store.save_state())
     assert np.unique(tree.tree["a"]).tolist() == [1, 3]

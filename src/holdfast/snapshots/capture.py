@@ -121,7 +121,7 @@ class Staging:
             if layout != span.layout:
                 self._lay_out(span, layout)
             for at, data in tree.leaves:
-                if at in span.dense or span.first * CHUNK_BYTES + at not in span.tags:
+                if at in span.dense and self._is_still_dense(span, at, data):
                     self._copy(span, at, data)
                 else:
                     self._copy_changed(span, at, data)
@@ -169,8 +169,17 @@ class Staging:
                 span.untagged[start + offset] = min(BLOCK_BYTES, len(data) - offset)
         self.memory[start : start + len(data)] = data
 
+    def _is_still_dense(self, span: Span, at: int, data: memoryview) -> bool:
+        """Say whether a leaf that changed everywhere seems to have done so again: by a block in its middle."""
+        middle = len(data) // BLOCK_BYTES // 2 * BLOCK_BYTES
+        tag = span.tags.get(span.first * CHUNK_BYTES + at + middle)
+        return len(data) < 8 * BLOCK_BYTES or tag != self.tagger.tag(data[middle : middle + BLOCK_BYTES])
+
     def _copy_changed(self, span: Span, at: int, data: memoryview) -> None:
         """Copy the blocks of one leaf that changed, and all from where most did."""
+        if span.first * CHUNK_BYTES + at not in span.tags:  # it is new, or small
+            self._copy(span, at, data)
+            return
         changed = 0
         start = span.first * CHUNK_BYTES + at
         for number, offset in enumerate(range(0, len(data), BLOCK_BYTES)):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from blake3 import blake3
 
@@ -194,24 +194,25 @@ class Commit:
         if any(spans[name].is_dirty for name in spans):
             self._disk.make_folder(self._job.folder / PACKS)
         shared = self._share_packs(needed)
-        todo: list[tuple[str, int]] = []
+        todo: dict[str, list[int]] = {}
         known: defaultdict[bytes, list[Place]] = defaultdict(list)
         for name, span in spans.items():
-            for number, (place, is_dirty) in enumerate(zip(stored[name], span.is_dirty, strict=True)):
-                if place is not None and place.pack not in shared:
-                    place = None  # noqa: PLW2901 – what it is from here on
-                if place is None or is_dirty:
-                    todo.append((name, number))
-                    if place is not None:
-                        known[place.digest].append(place)
-        if todo:
+            places = stored[name]
+            if len(shared) < len(needed):
+                places[:] = [place if place is not None and place.pack in shared else None for place in places]
+            numbers = todo[name] = [
+                number for number, is_dirty in enumerate(span.is_dirty) if is_dirty or places[number] is None
+            ]
+            for place in (places[number] for number in numbers):
+                if place is not None:
+                    known[place.digest].append(place)
+        if any(todo.values()):
             self._write(todo, known, stored)
-        found = {name: [place for place in places if place is not None] for name, places in stored.items()}
-        used = {place.pack for places in found.values() for place in places}
+        used = {place.pack for places in stored.values() for place in places if place is not None}
         for name in self._packs.keys() - used:
             self._disk.delete(self._job.folder / PACKS / name)
         self._packs = {name: pack for name, pack in self._packs.items() if name in used}
-        return found
+        return cast("dict[str, list[Place]]", stored)
 
     def _share_packs(self, needed: Mapping[str, int]) -> set[str]:
         """Link the packs of the snapshot before that are worth it, and return their names."""
@@ -229,14 +230,14 @@ class Commit:
 
     def _write(
         self,
-        todo: Sequence[tuple[str, int]],
+        todo: Mapping[str, Sequence[int]],
         known: Mapping[bytes, list[Place]],
         stored: Mapping[str, list[Place | None]],
     ) -> None:
         spans = self._staging.spans
         tagged = [(name, block) for name in stored for block in spans[name].untagged.items()]
         work = Work(
-            chunks=[spans[name].first + number for name, number in todo],
+            chunks=[spans[name].first + number for name, numbers in todo.items() for number in numbers],
             known=[digest for digest, places in known.items() for _ in places],
             blocks=[block for _, block in tagged],
             key=self._staging.tagger.key,
@@ -244,14 +245,15 @@ class Commit:
         pack = os.urandom(16).hex()
         path = self._job.folder / PACKS / pack
         done = self._write_pack(work, path, self._advance)
-        count = 0
-        for (name, number), digest, slot in zip(todo, done.digests, done.slots, strict=True):
+        outcomes = zip(done.digests, done.slots, strict=True)
+        for name, numbers in todo.items():
             places = stored[name]
-            places[number] = known[digest].pop() if slot < 0 else Place(digest, pack, slot)
-            count += slot >= 0
+            for number, (digest, slot) in zip(numbers, outcomes, strict=False):
+                places[number] = known[digest].pop() if slot < 0 else Place(digest, pack, slot)
         for (name, (start, _)), tag in zip(tagged, done.tags, strict=True):
             spans[name].tags[start] = tag
             del spans[name].untagged[start]
+        count = max(done.slots, default=-1) + 1
         if count:
             self._packs[pack] = Pack(pack, count, done.digest)
         else:
@@ -261,13 +263,17 @@ class Commit:
         numbers = {name: number for number, name in enumerate(self._packs)}
         objects: dict[str, Stored] = {}
         for name, captured in self._job.objects.items():
-            runs: list[Run] = []
-            for place in places.get(name, ()):
-                pack, slot, length = runs[-1] if runs else (-1, 0, 0)
-                if (pack, slot + length) == (numbers[place.pack], place.slot):
-                    runs[-1] = Run(pack, slot, length + 1)
-                else:
-                    runs.append(Run(numbers[place.pack], place.slot, 1))
+            starts: list[tuple[int, Place]] = []
+            pack, after = "", 0
+            for number, (_, in_pack, slot) in enumerate(placed := places.get(name, ())):
+                if slot != after or in_pack != pack:
+                    starts.append((number, placed[number]))
+                    pack = in_pack
+                after = slot + 1
+            ends = [*(number for number, _ in starts[1:]), len(placed)]
+            runs = [
+                Run(numbers[at.pack], at.slot, end - number) for (number, at), end in zip(starts, ends, strict=False)
+            ]
             entries = captured.entries if captured.tree is None else (name,)
             objects[name] = Stored(version=captured.version, entries=entries, chunks=tuple(runs))
         return Manifest(

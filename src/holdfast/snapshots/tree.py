@@ -235,8 +235,9 @@ def _array(described: Any, chunks: memoryview) -> Any:
     return found
 
 
-def _memoryview(described: Any, chunks: memoryview) -> memoryview:
-    data, shape = _leaf(described, chunks), tuple(described["shape"])
+def _memoryview(described: Any, chunks: memoryview) -> Any:
+    shape: tuple[int, ...] = tuple(described["shape"])
+    data: Any = _leaf(described, chunks)
     # No view of nothing can be cast to a shape.
     return data.cast(described["code"], shape) if math.prod(shape) else data.cast(described["code"])
 

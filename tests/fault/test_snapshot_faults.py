@@ -1,0 +1,544 @@
+"""What a save does when the disk fails or is full, and what reading does with damage and with lies."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from holdfast.disk import Disk
+from holdfast.errors import DamagedError, HoldfastError, UnavailableError
+from holdfast.snapshots.manifest import MANIFEST, read_manifest
+from holdfast.snapshots.reading import verify
+from holdfast.snapshots.saving import PersistentStateMixin, StateStore, load_pickle, save_pickle
+from tests.components.mounts import tmpfs
+
+CHUNK = 65_536
+
+
+class Tree:
+    """Three chunks and a small value."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.step, self.data = step, bytearray(3 * CHUNK)
+
+    def get_state(self) -> Any:
+        """Return both."""
+        return {"step": self.step, "data": self.data}
+
+    def set_state(self, tree: Any) -> None:
+        """Take both."""
+        self.step, self.data = tree["step"], tree["data"]
+
+
+class Files(PersistentStateMixin):
+    """A folder with a file that changes and one that does not."""
+
+    step = 0
+
+    def save_state(self, path: Path) -> None:
+        """Write both."""
+        path.mkdir()
+        save_pickle(self.step, path / "step")
+        save_pickle("same", path / "same")
+
+    def load_state(self, path: Path) -> None:
+        """Read one."""
+        self.step = load_pickle(path / "step")
+
+
+def store_of(folder: Path, disk: Disk | None = None) -> tuple[StateStore, Tree, Files]:
+    """Return a store with one object of each kind."""
+    store, tree, files = StateStore(folder, disk=disk), Tree(), Files()
+    store.register("tree", tree)
+    store.register("files", files)
+    return store, tree, files
+
+
+def seen(folder: Path) -> list[str]:
+    """Return the names of all snapshots, and of what was left of one."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".locks")
+
+
+# -- the disk fails while saving --
+
+
+LAST = 19
+"""How many calls a save makes that `Faulty` knows."""
+
+
+class Faulty(Disk):
+    """Fails one of the calls that change something, or all from one on; and notes what is flushed after a failure."""
+
+    def __init__(self, code: int, first: int, last: int) -> None:
+        self.code, self.first, self.last, self.number = code, first, last, 0
+        self.failed: set[tuple[int, int]] = set()
+
+    def _step(self, call: str) -> None:
+        self.number += 1
+        if self.first <= self.number <= self.last:
+            raise OSError(self.code, os.strerror(self.code), call)
+
+    def _flush(self, fd: int) -> None:
+        status = os.fstat(fd)
+        file = (status.st_dev, status.st_ino)
+        assert file not in self.failed, "a file was flushed again after a flush of it had failed"
+        try:
+            self._step("flush")
+        except OSError:
+            if not os.path.samestat(status, os.stat(self.parent)):  # the one folder that outlives the save
+                self.failed.add(file)
+            raise
+        super()._flush(fd)
+
+    def _write(self, fd: int, data: memoryview) -> int:
+        self._step("write")
+        return super()._write(fd, data)
+
+    def _write_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+        self._step("write")
+        return super()._write_at(fd, parts, at)
+
+    def _mkdir(self, path: Path, mode: int) -> None:
+        self._step("mkdir")
+        super()._mkdir(path, mode)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        self._step("rename")
+        super()._rename(source, target)
+
+    def _rename_new(self, source: Path, target: Path) -> None:
+        self._step("rename")
+        super()._rename_new(source, target)
+
+    parent = Path()
+
+
+def attempt(store: StateStore) -> HoldfastError | None:
+    """Save, and return what the disk had against it."""
+    try:
+        store.save_state()
+    except UnavailableError as exc:
+        return exc
+    return None
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from then on"])
+def test_a_fault_at_any_call_of_a_save_leaves_the_old_snapshots_and_no_half_one(
+    tmp_path: Path, code: int, is_lasting: bool
+) -> None:
+    """An error, or success and the new one; no file is flushed again once that failed. The next save is whole."""
+    outcomes: list[bool] = []
+    for first in range(1, LAST + 3):
+        folder = tmp_path / str(first)
+        disk = Faulty(code, 0, 0)
+        disk.parent = folder
+        store, tree, files = store_of(folder, disk)
+        old = store.save_state()
+        tree.step = files.step = 1
+        tree.data[CHUNK] = 1
+        disk.number, disk.first, disk.last = 0, first, 1000 if is_lasting else first
+        error = attempt(store)
+        outcomes.append(error is None)
+        new = [path for path in folder.glob("*.state") if path != old]
+        if error is None:
+            assert len(new) == 1
+        else:
+            assert error.facts["errno"] == errno.errorcode[code]
+            assert new == [] or first == LAST  # only the flush of the name itself comes after it
+        disk.first = disk.last = 0
+        disk.failed.clear()  # the files are gone, and others may have their numbers
+        last = store.save_state()
+        assert all(verify(path) == [] for path in folder.glob("*.state"))
+        assert not list(folder.glob(".tmp-*"))
+        store, tree, files = store_of(folder)
+        store.load_state(last)
+        assert (tree.step, tree.data[CHUNK], files.step) == (1, 1, 1)
+    assert outcomes == sorted(outcomes)
+    assert outcomes.index(True) == LAST
+
+
+class NoLinks(Disk):
+    """Links nothing, for one reason."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def _link(self, source: Path, target: Path) -> None:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EACCES, errno.ENOENT],
+    ids=errno.errorcode.get,
+)
+def test_where_nothing_can_be_linked_it_is_written_again(tmp_path: Path, code: int) -> None:
+    """The file system has no links or no more of them, the folder went elsewhere, somebody removed the old one."""
+    store, tree, _ = store_of(tmp_path, NoLinks(code))
+    store.save_state()
+    tree.data[0] = 1
+    path = store.save_state()
+    assert verify(path) == []
+    assert all(file.stat().st_nlink == 1 for file in path.rglob("*") if file.is_file())
+    store.load_state(path)
+    assert tree.data == b"\1" + bytes(3 * CHUNK - 1)
+
+
+class Cached(Disk):
+    """Refuses to go around the cache when a file is read or written, as some file systems do."""
+
+    refused = 0
+
+    def _write_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+        self._refuse(fd)
+        return super()._write_at(fd, parts, at)
+
+    def _read_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+        self._refuse(fd)
+        return super()._read_at(fd, parts, at)
+
+    def _refuse(self, fd: int) -> None:
+        import fcntl
+
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            self.refused += 1
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def test_where_the_cache_cannot_be_gone_around_it_is_used(tmp_path: Path) -> None:
+    """For writing and for reading."""
+    disk = Cached()
+    store, tree, _ = store_of(tmp_path, disk)
+    tree.data[5] = 5
+    path = store.save_state()
+    tree.data = bytearray()
+    store.load_state(path)
+    assert tree.data[5] == 5
+    assert disk.refused == 5  # the pack when it is written, and each of four files when it is read
+
+
+class Short(Disk):
+    """Writes and reads less than it is asked to."""
+
+    def _write_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+        return super()._write_at(fd, [parts[0][:4096]], at)
+
+    def _read_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+        return super()._read_at(fd, [parts[0][:4096]], at)
+
+
+def test_what_is_written_and_read_in_small_parts_is_whole(tmp_path: Path) -> None:
+    """A system may do less than it was asked to."""
+    store, tree, _ = store_of(tmp_path, Short())
+    tree.data[:] = os.urandom(3 * CHUNK)
+    data = bytes(tree.data)
+    path = store.save_state()
+    tree.data = bytearray()
+    store.load_state(path)
+    assert tree.data == data
+    assert verify(path) == []
+
+
+def test_a_full_disk_keeps_the_old_snapshots_and_the_next_save_succeeds_when_there_is_room(tmp_path: Path) -> None:
+    """A real one: what was being built is gone, so that its room can be used."""
+    with tmpfs(tmp_path / "small", size_bytes=12 * CHUNK) as folder:
+        store, tree, _ = store_of(folder)
+        old = store.save_state()
+        (folder / "ballast").write_bytes(bytes(6 * CHUNK))
+        tree.data[:] = b"\1" * (3 * CHUNK)
+        with pytest.raises(UnavailableError, match=r"the disk is full; make room and try again \(\d+ bytes are free\)"):
+            store.save_state()
+        assert seen(folder) == [old.name, "ballast"]
+        (folder / "ballast").unlink()
+        new = store.save_state()
+        assert (verify(old), verify(new)) == ([], [])
+
+
+FILLING = """
+import sys
+from holdfast.snapshots.saving import StateStore
+class Tree:
+    def get_state(self):
+        return {"data": bytearray(3 * 65_536)}
+    def set_state(self, tree):
+        pass
+store = StateStore(sys.argv[1], "new")
+store.register("tree", Tree())
+try:
+    store.save_state()
+except Exception as exc:
+    print(type(exc).__name__, exc.facts["errno"])
+"""
+
+
+@pytest.mark.parametrize(
+    "fault, expected",
+    [
+        ("pwritev,pwritev2:error=ENOSPC:when=1", "UnavailableError ENOSPC"),
+        ("fsync:error=EIO:when=2", "UnavailableError EIO"),
+        ("renameat2:error=EIO:when=1", "UnavailableError EIO"),
+        ("mkdir:error=EDQUOT:when=3", "UnavailableError EDQUOT"),
+        ("renameat2:error=EINVAL:when=1", ""),
+        ("fallocate,fadvise64:error=ENOSYS", ""),
+    ],
+)
+def test_a_fault_of_the_system_itself_is_said_and_leaves_nothing(tmp_path: Path, fault: str, expected: str) -> None:
+    """Injected below Python; what can be done without is done without."""
+    from tests.components.strace import fail
+
+    env = {"PYTHONPATH": str(Path(__file__, "../../../src").resolve())}
+    done = fail([sys.executable, "-c", FILLING, str(tmp_path)], fault, env=env)
+    assert (done.stdout.strip(), done.returncode) == (expected, 0), done.stderr
+    assert seen(tmp_path) == ([] if expected else ["new"])
+
+
+# -- damage --
+
+
+def make(folder: Path) -> Path:
+    """Return a small snapshot that has a bit of everything."""
+    store, tree, _ = store_of(folder)
+    tree.data[:] = bytes(range(256)) * (3 * 256)
+    store.save_state()
+    tree.data[0] = 9
+    return store.save_state(metrics={"loss": 0.5})
+
+
+def test_a_bit_flipped_anywhere_is_found(tmp_path: Path, is_full: bool) -> None:
+    """In the manifest, in what objects wrote, in packs: in what is needed of them and in what is not."""
+    path = make(tmp_path)
+    files = [file for file in path.rglob("*") if file.is_file()]
+    assert len(files) == 6
+    flips = 0
+    for file in files:
+        data = file.read_bytes()
+        step = 1 if is_full else 7 if len(data) < 4096 else 1999
+        for at in range(0, len(data), step):
+            with file.open("r+b") as opened:
+                opened.seek(at)
+                opened.write(bytes([data[at] ^ 1 << at % 8]))
+            faults = verify(path)
+            assert [fault.entry for fault in faults] == [str(file.relative_to(path))], at
+            with file.open("r+b") as opened:
+                opened.seek(at)
+                opened.write(data[at : at + 1])
+            flips += 1
+    assert flips > 200
+    assert verify(path) == []
+
+
+@pytest.mark.parametrize(
+    "harm, fault",
+    [
+        (lambda path: (path / "tree").unlink(), "'tree' is missing"),
+        (lambda path: (path / "files" / "same").unlink(), "'files/same' is missing"),
+        (lambda path: shutil.rmtree(path / "files"), "'files' is missing, or no folder"),
+        (lambda path: (path / "files" / "more").touch(), "'files/more' was not saved with the snapshot"),
+        (lambda path: (path / "more").touch(), "'more' was not saved with the snapshot"),
+        (lambda path: os.truncate(path / "tree", 3), "'tree' has 3 bytes, and not 55"),
+        (lambda path: link(path / "tree"), "'tree' is no plain file"),
+        (lambda path: link(path / "files"), "'files' is missing, or no folder"),
+        (lambda path: shutil.rmtree(path / ".snap" / "packs"), "is missing"),
+        (lambda path: os.truncate(next((path / ".snap" / "packs").iterdir()), 4096), "has 4096 bytes, and not"),
+        (lambda path: (path / MANIFEST).write_bytes(b""), "it does not begin with its hash"),
+        (lambda path: os.truncate(path / MANIFEST, 100), "its bytes do not have the hash that it begins with"),
+    ],
+)
+def test_what_is_missing_or_was_not_there_is_found_and_nothing_of_it_loaded(
+    tmp_path: Path, harm: Callable[[Path], object], fault: str
+) -> None:
+    """Each fault says which entry and what; loading refuses it for the same reason."""
+    path = make(tmp_path)
+    harm(path)
+    assert fault in " ".join(map(str, verify(path)))
+    store, tree, _ = store_of(tmp_path)
+    with pytest.raises(DamagedError, match="use another snapshot"):
+        store.load_state(path)
+    assert tree.data == bytes(3 * CHUNK)
+
+
+def link(path: Path) -> None:
+    """Put a link in the place of a file or folder, to what it was."""
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def test_what_users_and_systems_leave_there_is_no_damage(tmp_path: Path) -> None:
+    """Names that begin with a dot beside the objects, and marks in ``.snap``."""
+    path = make(tmp_path)
+    (path / ".DS_Store").touch()
+    (path / ".snap" / "pin").touch()
+    assert verify(path) == []
+
+
+# -- lies --
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of a snapshot, and give it the hash that it should have."""
+    document = json.loads((path / MANIFEST).read_bytes())
+    del document["blake3"]
+    change(document)
+    rest = json.dumps(document)[1:].encode()
+    (path / MANIFEST).write_bytes(b'{"blake3": "%s",\n' % blake3(rest).hexdigest().encode() + rest)
+
+
+def entry(path: str) -> Callable[[dict[str, Any]], object]:
+    """Return what makes a manifest name a file elsewhere."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["files"][0][0] = path
+        document["objects"]["files"]["entries"] = [path]
+
+    return change
+
+
+HUGE = 2**62
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            entry(path)
+            for path in ("../x", "/etc/passwd", "a/../../x", "", ".", "a//b", ".snap/x", "a\0b", "x/" * 200 + "y")
+        ),
+        lambda document: document["files"].append(["nobody's", 1, "0" * 64]),
+        lambda document: document["files"].append(document["files"][0]),
+        lambda document: document["files"][0].append(1),
+        lambda document: document["files"][0].__setitem__(1, -1),
+        lambda document: document["files"][0].__setitem__(1, True),
+        lambda document: document["files"][0].__setitem__(2, "../../x"),
+        lambda document: document["packs"][0].__setitem__(0, "../" * 10 + "xx"),
+        lambda document: document["packs"][0].__setitem__(1, 0),
+        lambda document: document["packs"][0].__setitem__(1, 2**25),
+        lambda document: document["objects"]["tree"].__setitem__("chunks", [[0, 0, HUGE]]),
+        lambda document: document["objects"]["tree"].__setitem__("chunks", [[9, 0, 1]]),
+        lambda document: document["objects"]["tree"].__setitem__("chunks", [[0, 0, 1]] * 2),
+        lambda document: document["objects"]["tree"].__setitem__("chunks", [[0, 0, 2], [0, 1, 1]]),
+        lambda document: document["objects"]["tree"].__setitem__("chunks", [[0, 0, 0]]),
+        lambda document: document["objects"]["tree"].__setitem__("entries", []),
+        lambda document: document["objects"].__setitem__("..", document["objects"].pop("tree")),
+        lambda document: document.__setitem__("objects", []),
+        lambda document: document.__setitem__("metrics", {"a": "b"}),
+        lambda document: document.__setitem__("format", None),
+        lambda document: document.__setitem__("format", -1),
+        lambda document: document.__setitem__("created_at_ns", 1e300),
+        lambda document: document.pop("packs"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused_before_anything_it_names_is_touched(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    """Though its hash is right: paths out of the folder, chunks that are nowhere or used twice, counts."""
+    path = make(tmp_path)
+    rewritten(path, change)
+    with pytest.raises(DamagedError, match=r"the manifest .* is damaged"):
+        read_manifest(path)
+    assert [fault.entry for fault in verify(path)] == [MANIFEST]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b'"format": 1, "format": 1}',
+        b'"format": ' + b"9" * 5000 + b"}",
+        b'"format": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'"format": 1, "x": NaN}',
+        b'"format": 1, "x": "\xff"}',
+        b'"format": 1} {}',
+        b"",
+    ],
+    ids=["twice", "large", "deep", "no number", "no text", "two", "empty"],
+)
+def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, rest: bytes) -> None:
+    """Whatever a parser makes of it."""
+    path = make(tmp_path)
+    (path / MANIFEST).write_bytes(b'{"blake3": "%s",\n' % blake3(rest).hexdigest().encode() + rest)
+    with pytest.raises(DamagedError, match=r"the manifest .* is damaged"):
+        read_manifest(path)
+
+
+LOADING = """
+import resource, sys
+from pathlib import Path
+from holdfast.snapshots.reading import verify
+from holdfast.snapshots.saving import StateStore
+class Tree:
+    def get_state(self):
+        pass
+    def set_state(self, tree):
+        print("applied")
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+path = Path(sys.argv[1])
+print(len(verify(path)))
+store = StateStore(path.parent)
+store.register("tree", Tree())
+try:
+    store.load_state(path)
+except Exception as exc:
+    print(type(exc).__name__)
+"""
+
+
+def lie_sparsely(path: Path) -> None:
+    """Say that there are four million chunks, of zeros, and have a file that is as long."""
+    slots = 2**22
+
+    def change(document: dict[str, Any]) -> None:
+        document["packs"][0][1:] = [slots, blake3(bytes(slots * 32)).hexdigest()]
+        document["objects"]["tree"]["chunks"] = [[0, 0, slots]]
+
+    rewritten(path, change)
+    pack = read_manifest(path).packs[0]
+    (path / pack.path).unlink()
+    (path / pack.path).touch()
+    os.truncate(path / pack.path, pack.size)
+
+
+def lie_at_length(path: Path) -> None:
+    """Have a manifest of 65 MiB."""
+    with (path / MANIFEST).open("ab") as file:
+        file.write(b" " * (65 * 2**20))
+
+
+def lie_large(path: Path) -> None:
+    """Say that a file has more bytes than any disk."""
+    rewritten(path, lambda document: document["files"][0].__setitem__(1, HUGE))
+
+
+def lie_in_skeleton(path: Path) -> None:
+    """Have an array that is larger than memory, in a skeleton that is what was saved."""
+    shape = [2**40, 2**20]
+    skeleton = json.dumps({"x": {"$ndarray": {"dtype": "|u1", "shape": shape, "at": 0, "size": 2**60}}}).encode()
+    (path / "tree").write_bytes(skeleton)
+
+    def change(document: dict[str, Any]) -> None:
+        (row,) = (row for row in document["files"] if row[0] == "tree")
+        row[1:] = [len(skeleton), blake3(skeleton).hexdigest()]
+
+    rewritten(path, change)
+
+
+@pytest.mark.parametrize("lie", [lie_sparsely, lie_at_length, lie_large, lie_in_skeleton])
+def test_a_lie_costs_neither_memory_nor_time_without_bound(tmp_path: Path, lie: Callable[[Path], None]) -> None:
+    """A process with 1 GiB and 20 seconds finds each of them, and applies nothing."""
+    path = make(tmp_path)
+    lie(path)
+    env = {"PYTHONPATH": str(Path(__file__, "../../../src").resolve())}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, str(path)], env=env, check=False, capture_output=True, text=True
+    )
+    faults = "0" if lie is lie_in_skeleton else "1"
+    error = "UnavailableError" if lie is lie_sparsely else "DamagedError"  # there is no memory for so much
+    assert (done.stdout.split(), done.returncode) == ([faults, error], 0), done.stderr

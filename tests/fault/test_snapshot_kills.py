@@ -1,0 +1,212 @@
+"""What is left of a save when the process is killed at any of its system calls, or after it has captured."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.snapshots.reading import verify
+from tests.components.strace import MARKERS, Call, sweep
+
+PYTHON = [sys.executable, "-c"]
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(str(Path(__file__, "../../..", part).resolve()) for part in ("src", ""))}
+
+OBJECTS = '''
+from pathlib import Path
+from holdfast.snapshots.saving import PersistentStateMixin, StateStore
+
+class Tree:
+    """Twelve chunks, of which a save changes one, and a small value."""
+    def __init__(self):
+        self.data, self.step = bytearray(12 * 65_536), 0
+    def move(self):
+        self.step += 1
+        self.data[5 * 65_536] = self.step
+    def get_state(self):
+        return {"step": self.step, "data": self.data}
+    def set_state(self, tree):
+        self.step, self.data = tree["step"], tree["data"]
+
+class Files(PersistentStateMixin):
+    """A folder with a file that changes and one that does not."""
+    step = 0
+    def move(self):
+        self.step += 1
+    def save_state(self, path):
+        path.mkdir()
+        (path / "step").write_text(str(self.step))
+        (path / "same").write_text("the same")
+    def load_state(self, path):
+        assert (path / "same").read_text() == "the same"
+        self.step = int((path / "step").read_text())
+
+def store_of(folder, kind):
+    objects = {"tree": Tree(), "files": Files()}
+    store = StateStore(folder, "%Y%m%d%H%M%S%f.state")
+    for name in objects if kind == "both" else [kind]:
+        store.register(name, objects[name])
+    return store, [objects[name] for name in (objects if kind == "both" else [kind])]
+'''
+names: dict[str, Any] = {}
+exec(OBJECTS, names)
+
+SAVING = (
+    MARKERS
+    + OBJECTS
+    + """
+import sys
+folder, kind, how = sys.argv[1:]
+store, objects = store_of(folder, kind)
+if how != "first":
+    store.load_latest()
+for each in objects:
+    each.move()
+if how == "captured":
+    import os, signal
+    from holdfast.disk import Disk
+    class Standing(Disk):
+        def write(self, files):
+            print("captured", flush=True)
+            sys.stdin.readline()
+            super().write(files)
+    store._disk = Standing()
+    store.save_state_async().result()
+else:
+    begin()
+    path = store.save_state()
+    end()
+"""
+)
+
+
+def make_first(folder: Path, kind: str) -> None:
+    """Put a folder with one snapshot, of step 1, there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    store, objects = names["store_of"](folder, kind)
+    for each in objects:
+        each.move()
+    store.save_state()
+
+
+def steps_of(folder: Path, kind: str) -> list[int]:
+    """Load every snapshot that can be seen, newest last, and return their steps; all objects of one have the same."""
+    found: list[int] = []
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        assert verify(path) == []
+        store, objects = names["store_of"](folder, kind)
+        store.load_state(path)
+        (step,) = {each.step for each in objects}
+        assert all(bytes(each.data[5 * 65_536 :][:1]) == bytes([step]) for each in objects if hasattr(each, "data"))
+        found.append(step)
+    return found
+
+
+@pytest.mark.timeout(7200)  # for --full; a sample takes seconds
+@pytest.mark.parametrize("kind, how, sample", [("both", "next", 16), ("tree", "first", 6), ("files", "next", 6)])
+def test_killed_at_any_call_of_a_save_all_that_is_seen_is_whole(
+    tmp_path: Path, kind: str, how: str, sample: int, is_full: bool
+) -> None:
+    """Old snapshots as they were, and the new one or none; what was being built goes with the next save."""
+    template, folder, seen = tmp_path / "template", tmp_path / "states", set[int]()
+    if how == "next":
+        make_first(template, kind)
+    old = [1] if how == "next" else []
+
+    def prepare() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        if how == "next":
+            subprocess.run(["cp", "-a", f"{template}/.", str(folder)], check=True)
+
+    def check(call: Call) -> None:
+        steps = steps_of(folder, kind)
+        assert steps in ([*old], [*old, len(old) + 1]), call
+        seen.add(len(steps))
+        store, objects = names["store_of"](folder, kind)
+        assert store.load_latest() == (max(folder.glob("*.state")) if steps else None), call
+        for each in objects:
+            each.step = 9
+            if hasattr(each, "data"):
+                each.data[5 * 65_536] = 9
+        store.save_state()
+        assert steps_of(folder, kind) == [*steps, 9], call
+        assert sorted(path.name for path in folder.glob(".*")) in ([".locks"], []), call
+
+    sweep(
+        [*PYTHON, SAVING, str(folder), kind, how],
+        env=ENVIRONMENT,
+        prepare=prepare,
+        check=check,
+        sample=None if is_full else sample,
+    )
+    assert seen == {len(old), len(old) + 1}
+
+
+def test_killed_after_the_capture_nothing_is_seen_and_the_next_save_removes_the_rest(tmp_path: Path) -> None:
+    """The process that had the state is gone, and with it the save in the background."""
+    make_first(tmp_path / "states", "both")
+    process = subprocess.Popen(
+        [*PYTHON, SAVING, str(tmp_path / "states"), "both", "captured"],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"captured\n"
+        assert len(list((tmp_path / "states").glob(".tmp-*"))) == 1
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert steps_of(tmp_path / "states", "both") == [1]
+    store, _ = names["store_of"](tmp_path / "states", "both")
+    store.load_latest()
+    store.save_state()
+    assert list((tmp_path / "states").glob(".tmp-*")) == []
+    assert steps_of(tmp_path / "states", "both") == [1, 1]
+
+
+WORKING = """
+import sys, os
+import holdfast.snapshots.saving as saving
+saving.WORKER_BYTES = 1
+class Tree:
+    def get_state(self):
+        return {"data": bytearray(64 * 65_536)}
+    def set_state(self, tree):
+        pass
+store = saving.StateStore(sys.argv[1])
+store.register("tree", Tree())
+store.save_state()
+print(store._worker.pid, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """However that ends: its end of their connection closes."""
+    process = subprocess.Popen(
+        [*PYTHON, WORKING, str(tmp_path)], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        worker = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
+    # It is nobody's child by now; its descriptor becomes readable when it has ended.
+    assert select.select([worker], [], [], 60)[0] == [worker]
+    os.close(worker)
+
+
+def test_what_is_in_flight_is_finished_when_the_program_ends(tmp_path: Path) -> None:
+    """Also if nobody waits for it, and nobody closes the store."""
+    program = OBJECTS + "import sys; store, (tree,) = store_of(sys.argv[1], 'tree'); store.save_state_async()"
+    done = subprocess.run(
+        [*PYTHON, program, str(tmp_path)], env=ENVIRONMENT, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert steps_of(tmp_path, "tree") == [0]

@@ -1,0 +1,126 @@
+"""What the door to the file system offers to whoever builds a folder, or moves much data."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from holdfast.disk import Disk, ExistsError
+from holdfast.errors import HoldfastError, InvalidError, NotFoundError
+from tests.components.mounts import tmpfs
+
+
+class Noting(Disk):
+    """Notes which files are written and flushed, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def _write(self, fd: int, data: memoryview) -> int:
+        self.calls.append(f"write {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+        return super()._write(fd, data[:3])
+
+    def _flush(self, fd: int) -> None:
+        self.calls.append(f"flush {Path(os.readlink(f'/proc/self/fd/{fd}')).name}")
+        super()._flush(fd)
+
+
+def test_files_are_all_written_before_the_first_is_flushed(tmp_path: Path) -> None:
+    """However little the system writes at once; nobody else may read them; the folder is not flushed."""
+    disk = Noting()
+    disk.write({tmp_path / "a": b"12345", tmp_path / "b": b""})
+    assert disk.calls == ["write a", "write a", "flush a", "flush b"]
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"12345", b"")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_there_is_not_written_to(tmp_path: Path) -> None:
+    """Be it a link to nowhere; nor is a folder made where something is."""
+    (tmp_path / "there").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("there", "link"):
+        with pytest.raises(ExistsError, match="the name is taken"):
+            Disk().write({tmp_path / name: b"new"})
+        with pytest.raises(ExistsError, match="the name is taken"):
+            Disk().open_blocks(tmp_path / name, create=True)
+        with pytest.raises(ExistsError, match="the name is taken"):
+            Disk().make_folder(tmp_path / name)
+    assert (tmp_path / "there").read_bytes() == b"old"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_link_takes_the_place_of_what_is_there_in_one_step(tmp_path: Path) -> None:
+    """Or leaves it, and says so, where there can be none."""
+    (tmp_path / "a").write_bytes(b"a")
+    (tmp_path / "b").write_bytes(b"b")
+    assert Disk().link(tmp_path / "a", tmp_path / "b")
+    assert Disk().link(tmp_path / "a", tmp_path / "c")
+    assert [(tmp_path / name).stat().st_ino for name in "bc"] == [(tmp_path / "a").stat().st_ino] * 2
+    assert not Disk().link(tmp_path / "nothing", tmp_path / "c")
+    (tmp_path / "folder").mkdir()
+    assert not Disk().link(tmp_path / "folder", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"a"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "folder"]
+
+
+def test_a_link_across_file_systems_is_none(tmp_path: Path) -> None:
+    """It says so, as for each reason that a copy does not have."""
+    (tmp_path / "a").touch()
+    with tmpfs(tmp_path / "other", size_bytes=65_536) as other:
+        assert not Disk().link(tmp_path / "a", other / "a")
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_blocks_are_read_as_they_were_written(tmp_path: Path, is_cached: bool, where: str) -> None:
+    """In whole blocks or not, around the cache or through it, more parts than a system takes at once."""
+    data = os.urandom(700 * 4096 + 5)
+    parts = [memoryview(data)[start : start + 4096] for start in range(0, len(data), 4096)]
+    (tmp_path / "place").mkdir()
+    with (
+        tmpfs(tmp_path / "place", size_bytes=2**23) if where == "memory" else Disk().temporary_folder(tmp_path) as place
+    ):
+        with Disk().open_blocks(place / "it", create=True, is_cached=is_cached) as blocks:
+            blocks.write(parts, 8192)
+            blocks.flush()
+        assert (place / "it").read_bytes() == bytes(8192) + data
+        with Disk().open_blocks(place / "it", is_cached=is_cached) as blocks:
+            found = bytearray(len(data) + 4096)
+            assert blocks.read(memoryview(found), 8192) == len(data)
+            assert found == data + bytes(4096)
+            assert blocks.read(memoryview(found), len(data) + 8192) == 0
+
+
+def test_only_plain_files_are_opened(tmp_path: Path) -> None:
+    """No links, folders, pipes; what is missing is said to be."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "folder", "pipe"):
+        with pytest.raises(InvalidError, match="a plain file"):
+            Disk().open_blocks(tmp_path / name)
+    with pytest.raises(NotFoundError):
+        Disk().open_blocks(tmp_path / "nothing")
+
+
+def test_errors_of_reading_and_writing_are_translated(tmp_path: Path) -> None:
+    """The file is named."""
+
+    class Failing(Disk):
+        def _read_at(self, fd: int, parts: list[memoryview], at: int) -> int:
+            raise OSError(errno.EIO, "as if")
+
+        _write_at = _read_at
+
+    with Failing().open_blocks(tmp_path / "it", create=True) as blocks:
+        for call in (lambda: blocks.write([memoryview(b"x")], 0), lambda: blocks.read(memoryview(bytearray(1)), 0)):
+            with pytest.raises(HoldfastError, match="it': the disk failed"):
+                call()
+
+
+def test_a_folder_is_stamped(tmp_path: Path) -> None:
+    """With nanoseconds."""
+    Disk().stamp(tmp_path, 1_700_000_000_123_456_789)
+    assert tmp_path.stat().st_mtime_ns == 1_700_000_000_123_456_789
