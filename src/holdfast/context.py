@@ -24,6 +24,7 @@ from holdfast.engine import (
     check_state,
     continue_run,
     find_unfinished,
+    get_unfinished,
     logging_to,
     plan_state,
 )
@@ -256,9 +257,11 @@ def carry_out(
     with Pod(store) as client:
         if run_id is not None:
             check_state(store, run_id)
-            run, plugin_state = continue_run(client, run_id)
+            run = get_unfinished(client, run_id)
             folder = _current_folder() if source is None else source.folder
             cls = Source(module=run.pluginModule or "", name=run.pluginName or "", folder=folder).load()
+            arguments_from(cls, _config_of(run.config, f"run {run_id!r}") if config is None else config)
+            run, plugin_state = continue_run(client, run_id)
             is_fresh = False
         elif source is None:
             raise InvalidError("neither a run nor a plugin was named: one of them is expected")
@@ -274,7 +277,8 @@ def carry_out(
                 properties = {**source.properties, "config": json.dumps(config_of_new)}
                 found = begin_run(client, plugin_state, properties, source.account)
             run = cast("PluginRun", client.get(found.id or ""))
-            plugin_state = run.pluginState[0]
+            if plugin_state.dateServerModified is None:  # another process has made it meanwhile
+                plugin_state = run.pluginState[0]
         id_ = run.id or ""
         runner = Runner(
             lambda: SqliteStore(path, key),

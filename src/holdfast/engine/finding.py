@@ -123,6 +123,21 @@ def continue_run(client: Pod, run_id: str) -> tuple[PluginRun, PersistentState]:
     """Return a run and the plugin state that it works on; a run that leads to none gets its plugin's default one.
 
     Raises:
+        NotFoundError, ConflictError: As `get_unfinished` says.
+    """
+    run = get_unfinished(client, run_id)
+    if run.pluginState:
+        return run, run.pluginState[0]
+    state = get_state(client, f"{run.pluginModule}:{run.pluginName}")
+    run.pluginState.append(state)
+    client.update_item(run)
+    return run, state
+
+
+def get_unfinished(client: Pod, run_id: str) -> PluginRun:
+    """Return a run that can be carried on.
+
+    Raises:
         NotFoundError: There is no such run.
         ConflictError: It has ended.
     """
@@ -133,12 +148,7 @@ def continue_run(client: Pod, run_id: str) -> tuple[PluginRun, PersistentState]:
     if status in FINISHED:
         hint = "" if status is Status.DONE else f"; holdfast runs retry {run_id} makes it ready again"
         raise ConflictError(f"run {run_id!r} is {status}{hint}", run=run_id, status=str(status))
-    if run.pluginState:
-        return run, run.pluginState[0]
-    state = get_state(client, f"{run.pluginModule}:{run.pluginName}")
-    run.pluginState.append(state)
-    client.update_item(run)
-    return run, state
+    return run
 
 
 def _id(item: Item) -> str:
