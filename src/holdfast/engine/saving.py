@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +66,7 @@ class Saving:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._is_wanted = False
+        self._began_at_ns = time.time_ns()
 
     def restore(self) -> bool:
         """Load the snapshot that the plugin state points to, if it points to one.
@@ -168,9 +170,12 @@ class Saving:
         return () if pointed is None else (pointed,)
 
     def _forget_unpointed(self, pointed: str | None) -> None:
-        """Delete what nobody ever pointed to: snapshots of processes that died, or lost the plugin state, too early."""
+        """Delete what nobody ever pointed to: snapshots of processes that died, or lost the plugin state, too early.
+
+        What is younger than this run is left alone: if this process slept, it is that of whoever has taken over.
+        """
         for each in find_candidates(self._folder):
-            if each.path.name != pointed and not _is_marked(each):
+            if each.path.name != pointed and not _is_marked(each) and each.created_at_ns < self._began_at_ns:
                 remove(Decision(each.path, True, "nobody has ever pointed to it", each.seen), disk=self._disk)
                 _log.info("snapshot.forgotten", extra={"state": self._state, "snapshot": each.path.name})
 

@@ -257,7 +257,10 @@ class _Evaluation:
         return lease
 
     def check_state(self, state: str) -> None:
-        """Refuse a write to a plugin state by anybody but the run that holds it, or its owner while nobody does."""
+        """Refuse a write to a plugin state by anybody but the run that holds it, or its owner while nobody does.
+
+        A lease that lapsed ends with the owner's write: its run may only sleep, and does not know what was written.
+        """
         if self.fence is not None:
             if state != self.fence.state:
                 message = f"a run that holds plugin state {self.fence.state!r} cannot write to {shown(state)}"
@@ -267,6 +270,8 @@ class _Evaluation:
         lease = self.lease(state)
         if lease.is_held(self.now_ms):
             raise lease.held_by_other(self.now_ms)
+        if lease.holder:
+            self.put_lease(lease.ended())
 
     def check_run(self, run: str) -> None:
         """Refuse a write to a run by anybody but itself, or its owner while it holds nothing."""
@@ -278,6 +283,8 @@ class _Evaluation:
         lease = self.lease(self.runs.get(run, ""))
         if lease.run == run and lease.is_held(self.now_ms):
             raise lease.held_by_other(self.now_ms)
+        if lease.run == run and lease.holder:  # as above
+            self.put_lease(lease.ended())
 
     def check_item(self, row: ItemRow) -> None:
         """Refuse a write to the item of a run or of a plugin state as a write to that would be refused."""

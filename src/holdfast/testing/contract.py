@@ -555,7 +555,6 @@ class StoreContract:
         clock.advance(50)
         assert apply(store, op.ClaimLease("s", "r1", "h1", 100)) == (replace(lease, expires_ms=T0 + 150),)
         clock.advance(100)
-        assert apply(store, op.SetVariable("s", "owner", 1)) == (None,)
         assert apply(store, op.RenewLease(lease.fence, 100), fence=lease.fence) == (
             replace(lease, expires_ms=T0 + 250),
         )
@@ -565,6 +564,17 @@ class StoreContract:
         third = Lease(state="s", epoch=3, holder="h3", run="r1", expires_ms=T0 + 350)
         assert apply(store, op.ClaimLease("s", "r1", "h3", 100, dead_holder="h2")) == (third,)
         assert store.find_lease("s") == third
+
+    @pytest.mark.parametrize("write", [op.SetVariable("held", "n", 9), op.MoveRun("r1", Status.READY)], ids=repr)
+    def test_what_the_owner_writes_after_a_lease_lapsed_ends_it(
+        self, pod: Store, clock: FakeClock, write: op.Operation
+    ) -> None:
+        """Its run may only sleep; when it wakes it does not know what was written, so it is refused."""
+        clock.advance(60_000)
+        apply(pod, write)
+        assert pod.find_lease("held") == Lease(state="held", epoch=2)
+        with pytest.raises(FencedError):
+            apply(pod, op.RenewLease(HELD, 60_000), fence=HELD)
 
     def test_a_lease_is_given_back_ended_or_cancelled(self, pod: Store) -> None:
         """After release and end nobody holds it and the former holder is fenced; a cancel is told with the renewal."""

@@ -97,6 +97,8 @@ class _Model:
             case op.SetVariable(state, name) | op.DeleteVariable(state, name) | op.IncrementVariable(state, name):
                 lease, there = self.lease(state), self.variables.pop((state, name), None)
                 _need(fence.state == state if fence else not lease.holder or lease.expires_ms <= now_ms)
+                if fence is None and lease.holder:
+                    self.put(Lease(state=state, epoch=lease.epoch + 1))
                 if isinstance(operation, op.IncrementVariable):
                     _need(not isinstance(there, str | bool))
                     total = self.variables[state, name] = (there or 0) + operation.by
