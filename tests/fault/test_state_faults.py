@@ -168,17 +168,32 @@ def names_after(effects: list[tuple[str, ...]], before: dict[str, str]) -> dict[
     return names
 
 
-def test_after_a_power_cut_at_any_moment_a_transaction_is_old_or_new_in_all_files(folder: Path, tmp_path: Path) -> None:
+def change(state: State, what: str) -> None:
+    """Do what `SAVING` does, which prints nothing."""
+    if what == "transaction":
+        with state.transaction():
+            state.a |= {"x": "new", "y": "new"}
+            state.b |= {"x": "new", "y": "new"}
+    elif what == "set":
+        state.a |= {"x": "new", "y": "new"}
+    elif what == "mend":
+        state.a.load()
+    else:
+        state.delete("a")
+
+
+@pytest.mark.parametrize("what", ["set", "transaction", "mend", "delete"])
+def test_after_a_power_cut_at_any_moment_variables_are_old_or_new_together(
+    folder: Path, tmp_path: Path, what: str
+) -> None:
     """Whatever part of the changes of names since the last flush had reached the disk, in their order."""
-    prepare(folder, "transaction")
+    prepare(folder, what)
     before = {name: str(os.lstat(folder / name).st_ino) for name in os.listdir(folder)}
     contents = {int(inode): (folder / name).read_bytes() for name, inode in before.items()}
     disk = Recording()
     state = State(folder, save_delay=0, disk=disk)
     keep = [os.open(folder / name, os.O_RDONLY) for name in before]  # so that no inode number is used twice
-    with state.transaction():
-        state.a |= {"x": "new", "y": "new"}
-        state.b |= {"x": "new", "y": "new"}
+    change(state, what)
     for fd in keep:
         os.close(fd)
     contents |= disk.contents
@@ -191,7 +206,7 @@ def test_after_a_power_cut_at_any_moment_a_transaction_is_old_or_new_in_all_file
         after = State(place)
         assert (after.a.x, after.b.x) == (after.a.y, after.b.y)
         seen.add((after.a.x, after.b.x))
-    assert seen == {("old", "old"), ("new", "new")}
+    assert seen == OUTCOMES[what]
     assert disk.effects[-1] == ("flush folder",)
 
 
@@ -334,6 +349,25 @@ def test_four_processes_that_set_a_hundred_variables_each_leave_all(folder: Path
     assert dict(State(folder).tool) == {f"v{me}_{number}": number for me in range(4) for number in range(100)}
 
 
+ADDING = """
+import sys
+from holdfast.state import State
+state = State(sys.argv[1], save_delay=0.001)
+other = State(sys.argv[1], save_delay=0)
+for number in range(100):
+    other.incr("tool", "n")
+    setattr(state.tool, f"v{sys.argv[2]}_{number}", number)
+"""
+
+
+def test_programs_that_save_behind_and_add_at_once_lose_nothing(folder: Path) -> None:
+    """Killed by nobody: what one has pending is merged with what all have stored, at its end at the latest."""
+    running = [subprocess.Popen([*PYTHON, ADDING, str(folder), str(me)], env=ENVIRONMENT) for me in range(2)]
+    assert [each.wait(100) for each in running] == [0, 0]
+    expected = {f"v{me}_{number}": number for me in range(2) for number in range(100)}
+    assert dict(State(folder).tool) == {"n": 200, **expected}
+
+
 READING = """
 import sys
 from holdfast.state import State
@@ -393,6 +427,23 @@ if how == "terminated in a transaction":
         state.tool.y = 2
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
+if how == "terminated in a transaction beside another":
+    other = State(folder, save_delay=None)
+    other.more.y = 2
+    with state.transaction():
+        state.tool.y = 2
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+if how == "terminated after asyncio":
+    import asyncio
+    async def handle():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)  # this makes it the default again
+    asyncio.run(handle())
+    other = State(folder, save_delay=None)
+    other.tool.x = 1
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
 if how == "terminated while it saves":
     from holdfast.disk import Disk
     class Terminating(Disk):
@@ -424,6 +475,8 @@ if how == "late":
         ("late", 0, {"x": 1, "y": 2}),
         ("terminated", -signal.SIGTERM, {"x": 1}),
         ("terminated in a transaction", -signal.SIGTERM, {"x": 1}),
+        ("terminated in a transaction beside another", -signal.SIGTERM, {"x": 1}),
+        ("terminated after asyncio", -signal.SIGTERM, {"x": 1}),
         ("terminated while it saves", -signal.SIGTERM, {"x": 1, "y": 2}),
     ],
 )
@@ -433,6 +486,66 @@ def test_what_is_pending_is_stored_however_a_process_ends(
     """By exception, by `sys.exit`, at its end, and by SIGTERM, which still ends it as it would have."""
     run(ENDING, how, folder, expected=code)
     assert dict(State(folder).tool) == variables
+    assert State(folder).more.y == (2 if how.endswith("another") else None)
+
+
+THREADED = """
+import os, signal, sys, threading, time
+def work():
+    from holdfast.state import State
+    state = State(sys.argv[1], save_delay=float(sys.argv[2]) if sys.argv[2] != "None" else None)
+    state.tool.x = 1
+    state.tool |= {"y": 2, "z": 3}
+    del state.tool.z
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("save_delay", [1.0, None])
+def test_a_program_that_uses_variables_in_a_thread_alone_loses_nothing_by_sigterm(
+    folder: Path, save_delay: float | None
+) -> None:
+    """Nobody can catch it there, so nothing waits."""
+    run(THREADED, folder, save_delay, expected=-signal.SIGTERM)
+    assert dict(State(folder).tool) == {"x": 1, "y": 2}
+
+
+def test_a_thread_need_not_wait_for_the_disk_where_the_main_thread_has_a_state(folder: Path) -> None:
+    """As here: SIGTERM is caught, so what the thread sets may wait."""
+    state = State(folder, save_delay=600)
+    thread = threading.Thread(target=lambda: setattr(State(folder, save_delay=600).tool, "x", 1))
+    thread.start()
+    thread.join()
+    assert not folder.exists()
+    assert state.tool.x is None
+
+
+WAITING = """
+import fcntl, os, signal, sys, threading
+from holdfast.state import State, files
+files.WAIT_S = 3_600
+os.mkdir(sys.argv[1])
+file = open(sys.argv[1] + "/.lock", "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+state = State(sys.argv[1], save_delay=0)
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    state.tool.x = 1
+except KeyboardInterrupt:
+    print("stopped")
+file.close()
+state.tool.y = 2
+"""
+
+
+def test_ctrl_c_ends_the_waiting_for_another_process(folder: Path) -> None:
+    """However long that would be; and what comes then finds nothing half done."""
+    assert run(WAITING, folder).stdout == "stopped\n"
+    assert dict(State(folder).tool) == {"y": 2}
 
 
 HANDLING = """
@@ -496,6 +609,58 @@ def test_a_child_forked_while_variables_are_pending_leaves_them_to_its_parent(fo
     """It stores what it set itself, and never an old value over a newer one."""
     assert run(FORKING, folder).stdout == "['y']\n"
     assert dict(State(folder).tool) == {"y": "child's", "x": "parent's, later"}
+
+
+MULTIPROCESSING = """
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+from holdfast.state import State
+
+def work(folder):
+    state = State(folder, save_delay=None)
+    state.tool.child = 1
+
+def inherit():
+    state.tool.grandchild = 1
+
+def work_and_fork(folder):
+    global state
+    state = State(folder, save_delay=None)
+    state.tool.child = 1
+    grandchild = multiprocessing.get_context("fork").Process(target=inherit)
+    grandchild.start()
+    grandchild.join()
+    sys.exit(3)
+
+if __name__ == "__main__":
+    method, folder = sys.argv[1:]
+    context = multiprocessing.get_context(method)
+    state = State(folder, save_delay=None)
+    state.tool.parent = 1
+    child = context.Process(target=work_and_fork, args=(folder,))
+    child.start()
+    child.join()
+    assert child.exitcode == 3
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        list(pool.map(work, [folder + "/pool"]))
+    print(sorted(State(folder).tool), sorted(State(folder + "/pool").tool))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_saves_at_its_end(folder: Path, tmp_path: Path, method: str) -> None:
+    """However it was started and by whom, in a pool as well, though it does not end as Python does."""
+    (tmp_path / "program.py").write_text(MULTIPROCESSING)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), method, str(folder)],
+        env=ENVIRONMENT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "['child', 'grandchild'] ['child']\n"
+    assert dict(State(folder).tool) == {"child": 1, "grandchild": 1, "parent": 1}
 
 
 FORKING_IN_A_TRANSACTION = """

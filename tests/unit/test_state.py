@@ -2,11 +2,17 @@
 
 import copy
 import enum
+import gc
 import json
 import logging
 import os
+import shutil
+import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -212,6 +218,16 @@ def test_a_name_of_a_method_or_of_python_is_reached_as_a_key(folder: Path, name:
     assert dict(tool) == {name: 1}
 
 
+def test_a_variable_with_a_name_of_pythons_own_is_no_attribute(folder: Path) -> None:
+    """Else whoever asks an object what it can do, `copy` say, would get an answer from a file."""
+    tool = State(folder).tool
+    tool |= {"__deepcopy__": 1, "x": 1}
+    for _ in range(2):
+        assert tool.x == 1
+        with pytest.raises(AttributeError, match=r"a variable of this name is ns\['__deepcopy__'\]"):
+            _ = tool.__deepcopy__
+
+
 def test_a_namespace_is_what_python_calls_a_mapping(folder: Path) -> None:
     """Length, membership, iteration, dict, ``|=`` and unpacking."""
     state = State(folder)
@@ -292,7 +308,7 @@ def test_each_namespace_has_a_file_of_its_own_in_the_folder(folder: Path, namesp
     assert os.listdir(folder.parent) == ["state"]
 
 
-@pytest.mark.parametrize("namespace", ["", "\ud800", "x" * 201, "ß" * 40, 5, None])
+@pytest.mark.parametrize("namespace", ["", "\ud800", "x" * 201, "ß" * 40, 5, None, []])
 def test_a_namespace_that_can_have_no_file_is_refused(folder: Path, namespace: str) -> None:
     """At once, and not when it is stored."""
     with pytest.raises(StateError):
@@ -382,13 +398,91 @@ def test_a_thread_that_sets_while_another_saves_loses_nothing(folder: Path) -> N
     assert dict(State(folder).tool) == {f"v{number}": 2_500 + number for number in range(500)}
 
 
+@contextmanager
+def switching_at_once() -> Generator[None]:
+    """Let Python change between threads as often as it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_thread_reads_what_it_wrote_whatever_others_do(folder: Path) -> None:
+    """While others save, load, add, and change several namespaces together; and all of it is there at the end."""
+    state, other = State(folder, save_delay=0.001), State(folder, save_delay=0)
+    is_done, wrong, last = threading.Event(), list[object](), dict[str, int]()
+
+    def write(me: int) -> None:
+        for number in range(1_500):
+            name = f"v{me}{number % 3}"
+            if number % 7 == 6:
+                del state.tool[name]
+                assert (getattr(state.tool, name), state.tool.get(name)) == (None, None)
+            if number % 5 == 4:
+                state.tool |= {name: number}
+            else:
+                setattr(state.tool, name, number)
+            if (getattr(state.tool, name), state.tool.get(name)) != (number, number):
+                wrong.append((name, number))
+            last[name] = number
+
+    def change() -> None:
+        with state.transaction():
+            state.tool.both = state.stats.both = (state.stats.both or 0) + 1
+
+    def repeat(what: object) -> None:
+        while not is_done.is_set():
+            what()  # type: ignore[operator]
+
+    others = [
+        threading.Thread(target=repeat, args=(what,))
+        for what in (state.save_all, state.tool.load, change, lambda: other.incr("tool", "n"), lambda: list(state.tool))
+    ]
+    writers = [threading.Thread(target=write, args=(me,)) for me in range(2)]
+    with switching_at_once():
+        for thread in (*others, *writers):
+            thread.start()
+        for thread in writers:
+            thread.join()
+        is_done.set()
+        for thread in others:
+            thread.join()
+    state.save_all()
+    assert wrong == []
+    found = State(folder)
+    assert {name: found.tool[name] for name in last} == last
+    assert found.tool.both == found.stats.both
+
+
+def test_what_is_loaded_late_takes_the_place_of_nothing_newer(folder: Path) -> None:
+    """A thread that reads slowly, while what it reads is changed and stored, does not bring back the old."""
+
+    class Slow(Disk):
+        has_read = False
+
+        def read(self, path: os.PathLike[str] | str) -> bytes:
+            found = super().read(path)
+            if Path(path).name == "tool.json" and not self.has_read:
+                self.has_read = True
+                state.tool.x = 2  # as if by another thread
+                state.save_all()
+            return found
+
+    State(folder, save_delay=0).tool.x = 1
+    state = State(folder, save_delay=None, disk=Slow())
+    state.tool.load()
+    assert state.tool.x == 2
+
+
 def test_incr_begins_at_zero_and_refuses_what_cannot_be_added(folder: Path) -> None:
     """Text, booleans, and sums beyond 64 bits; nothing is changed then."""
     state = State(folder, save_delay=0)
     assert state.incr("tool", "n") == 1
     assert state.incr("tool", "n", 1.5) == 2.5
     state.tool |= {"text": "1", "flag": True, "max": 2**63 - 1}
-    for name, by in (("text", 1), ("flag", 1), ("max", 1), ("n", True), ("n", float("inf"))):
+    for name, by in (("text", 1), ("flag", 1), ("max", 1), ("n", True), ("n", float("inf")), ("n", 10**400)):
         with pytest.raises(StateError):
             state.incr("tool", name, by)
     assert dict(State(folder).tool) == {"n": 2.5, "text": "1", "flag": True, "max": 2**63 - 1}
@@ -453,6 +547,45 @@ def test_a_transaction_sees_what_others_stored_and_what_was_set_before_it(folder
     assert dict(State(folder).a) == {"x": 12, "mine": 1}
 
 
+def test_a_transaction_sees_what_is_stored_of_variables_that_were_known_before_it(folder: Path) -> None:
+    """By each way to get one; another thread sees meanwhile what it saw before."""
+    state, other = State(folder, save_delay=None), State(folder, save_delay=0)
+    state.a.x = 1
+    state.save_all()
+    assert (state.a.x, state.a.x) == (1, 1)
+    other.a.x = 10
+    seen: list[object] = []
+    with state.transaction():
+        assert (state.a.x, state.a.get("x"), state.a["x"]) == (10, 10, 10)
+        state.a.x = 11
+        assert (state.a.x, state.a.get("x"), state.a["x"]) == (11, 11, 11)
+        thread = threading.Thread(target=lambda: seen.extend((state.a.x, state.a.get("x"))))
+        thread.start()
+        thread.join()
+        state.new.x = 1
+        assert list(state) == ["a", "new"]
+    assert seen == [1, 1]
+    assert (state.a.x, State(folder).a.x) == (11, 11)
+
+
+def test_a_transaction_that_is_discarded_leaves_what_another_thread_set_and_nothing_of_its_own(folder: Path) -> None:
+    """Also where the other thread was the first to set something in that namespace."""
+    state = State(folder, save_delay=None)
+
+    def discard() -> None:
+        with state.transaction():
+            thread = threading.Thread(target=lambda: setattr(state.a, "theirs", 1))
+            thread.start()
+            thread.join()
+            state.a.x = 1
+            raise UnavailableError("as if")
+
+    with pytest.raises(UnavailableError):
+        discard()
+    state.save_all()
+    assert dict(state.a) == dict(State(folder).a) == {"theirs": 1}
+
+
 def test_transactions_do_not_nest(folder: Path) -> None:
     """The inner one is an error, which ends the outer one too."""
     state = State(folder)
@@ -461,6 +594,34 @@ def test_transactions_do_not_nest(folder: Path) -> None:
         with state.transaction():
             pass
     assert state.a.x is None
+
+
+def test_who_waits_too_long_for_a_folder_is_told_who_has_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process, or a transaction of another thread; what was to be stored is kept."""
+    monkeypatch.setattr("holdfast.state.files.WAIT_S", 0.5)
+    state = State(folder, save_delay=None)
+    state.a.x = 1
+    folder.mkdir()
+    with (
+        Disk().lock(folder / ".lock"),
+        pytest.raises(UnavailableError, match=r"^another process holds .*, and did so for"),
+    ):
+        state.save_all()
+    told: list[str] = []
+
+    def save() -> None:
+        try:
+            state.save_all()
+        except UnavailableError as exc:
+            told.append(str(exc))
+
+    with state.transaction():
+        thread = threading.Thread(target=save)
+        thread.start()
+        thread.join()
+    assert told == [f"a transaction of another thread holds {str(folder)!r}, and did so for 0.5 s; try again"]
+    state.save_all()
+    assert State(folder).a.x == 1
 
 
 def test_a_transaction_belongs_to_its_thread(folder: Path) -> None:
@@ -481,11 +642,37 @@ def test_a_transaction_belongs_to_its_thread(folder: Path) -> None:
 # -- when --
 
 
-@pytest.mark.parametrize("save_delay", [-1, float("nan"), float("inf")])
-def test_a_delay_that_is_none_is_refused(folder: Path, save_delay: float) -> None:
+@pytest.mark.parametrize("save_delay", [-1, float("nan"), float("inf"), 1e300, True, "1", []])
+def test_a_delay_that_is_no_time_is_refused(folder: Path, save_delay: float) -> None:
     """None means at the end; infinity would too, and is not said so."""
-    with pytest.raises(StateError, match="seconds, 0 or more, or None are expected"):
+    with pytest.raises(InvalidError, match="seconds, 0 or more, or None are expected"):
         State(folder, save_delay=save_delay)
+
+
+@pytest.mark.parametrize("location, why", [("~nobody-is-called-so/state", "nobody knows whose home that is")])
+def test_a_folder_that_leads_nowhere_is_refused(location: str, why: str) -> None:
+    """At once, and not when something is stored."""
+    with pytest.raises(InvalidError, match=f"^'{location}' leads nowhere: {why}; name an absolute path$"):
+        State(location)
+
+
+def test_a_folder_that_is_a_file_or_can_have_no_name_is_an_error_of_ours(folder: Path) -> None:
+    """Of each way to ask."""
+    folder.write_text("")
+    for place in (folder, f"{folder}\0"):
+        state = State(place, save_delay=0)
+        for use in (lambda: state.a.x, lambda: setattr(state.a, "x", 1), lambda: list(state)):  # noqa: B023 -- called here
+            with pytest.raises(InvalidError):
+                use()
+
+
+def test_a_folder_deleted_under_a_running_program_is_made_anew(folder: Path) -> None:
+    """What is set from then on is there; what somebody deleted stays deleted."""
+    state = State(folder, save_delay=0)
+    state.a.x = 1
+    shutil.rmtree(folder)
+    state.a.y = 2
+    assert dict(State(folder).a) == {"y": 2}
 
 
 def test_without_delay_a_set_is_durable_when_it_returns(folder: Path) -> None:
@@ -556,11 +743,43 @@ def test_a_failed_write_behind_is_logged_and_tried_again(folder: Path, caplog: p
     assert State(folder).tool.a == 1
 
 
+def test_what_cannot_be_stored_is_complained_of_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is tried; it is stored when it can be."""
+    tried = threading.Semaphore(0)
+
+    class Counting(Disk):
+        def read(self, path: os.PathLike[str] | str) -> bytes:
+            tried.release()
+            return super().read(path)
+
+    folder.mkdir()
+    (folder / "tool.json").write_text("[]")
+    state = State(folder, save_delay=0.01, disk=Counting())
+    state.tool.a = 1
+    for _ in range(20):
+        assert tried.acquire(timeout=60)
+    assert caplog.text.count("variables.not_saved") == 1
+    (folder / "tool.json").unlink()
+    state.save_all()
+    assert State(folder).tool.a == 1
+
+
+def test_a_state_without_changes_is_forgotten(folder: Path) -> None:
+    """What was saved needs nobody to remember it until the process ends."""
+    state = State(folder, save_delay=None)
+    state.tool.a = 1
+    files = ref(state.__files__)
+    state.save_all()
+    del state
+    gc.collect()
+    assert files() is None
+
+
 # -- damage --
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b'{\n    "a": 1', b"\0" * 20, b"\xff\xfe", b"[1, 2]", b"{" * 5_000, b'{"a": 1}}']
+    "damage", [b"", b'{\n    "a": 1', b"\0" * 20, b"\xff\xfe", b'{"a": "\xff"}', b"{" * 5_000, b'{"a": 1}}']
 )
 def test_a_damaged_file_is_kept_aside_and_the_generation_before_it_restored(
     folder: Path, damage: bytes, caplog: pytest.LogCaptureFixture
@@ -592,7 +811,7 @@ def test_a_file_damaged_under_a_running_program_does_not_erase_it(folder: Path) 
     assert dict(State(folder).tool) == {"a": 1, "c": 3}
 
 
-@pytest.mark.parametrize("previous", [None, b"", b"{"])
+@pytest.mark.parametrize("previous", [None, b"", b"{", b"[]"])
 def test_damage_without_a_good_generation_is_an_error_and_never_a_new_file(
     folder: Path, previous: bytes | None
 ) -> None:
@@ -648,27 +867,110 @@ def test_an_editor_that_is_in_the_middle_of_writing_is_waited_for(folder: Path) 
         ("{}", {}),
     ],
 )
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_file_written_by_hand_or_by_an_older_program_is_read(
-    folder: Path, text: str, variables: dict[str, object]
+    folder: Path, text: str, variables: dict[str, object], encoding: str
 ) -> None:
-    """However it is indented, and with the mark that some editors put first."""
+    """However it is indented, and as some editors save it: with a mark first, or two bytes a letter."""
     folder.mkdir()
-    (folder / "tool.json").write_text(text, encoding="utf-8")
+    (folder / "tool.json").write_text(text.removeprefix("\ufeff") if encoding == "utf-16" else text, encoding=encoding)
     assert dict(State(folder).tool) == variables
+    State(folder, save_delay=0).tool.new = 1
+    assert json.loads((folder / "tool.json").read_text(encoding="utf-8")) == {**variables, "new": 1}
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": [1]}', '{"a": null}', '{"a": NaN}', '{"a": 1e999}', '{"a": 9223372036854775808}']
+    "text, why",
+    [
+        ('{"a": [1]}', "of 'a': Value of type list is not supported"),
+        ('{"a": null}', "of 'a': Value of type NoneType is not supported"),
+        ('{"a": NaN}', "of 'a': variable 'a' cannot be nan: a float must be finite"),
+        ('{"a": 1e999}', "of 'a': variable 'a' cannot be inf: a float must be finite"),
+        (
+            '{"a": 9223372036854775808}',
+            "of 'a': variable 'a' cannot be 9223372036854775808: an integer must fit in 64 bits",
+        ),
+        (
+            f'{{"a": {"9" * 5_000}}}',
+            "of 'a': variable 'a' cannot be an integer of 16610 bits: an integer must fit in 64 bits",
+        ),
+        (
+            '{"a": "\\ud800"}',
+            "of 'a': variable 'a' cannot be '\\ud800': text must not hold a lone surrogate (at character 0)",
+        ),
+        (
+            '{"\\ud800": 1}',
+            "of '\\ud800': a variable cannot be called '\\ud800': text without lone surrogates is expected",
+        ),
+        ("[]", '[] is no object such as {"name": value}'),
+        ("null", 'None is no object such as {"name": value}'),
+        ("7", '7 is no object such as {"name": value}'),
+    ],
 )
-def test_a_file_with_what_no_variable_can_hold_is_refused_by_name_and_kept(folder: Path, text: str) -> None:
-    """A newer program may have written it: it is neither changed nor set aside."""
-    folder.mkdir()
+def test_a_file_with_what_no_variable_can_hold_is_refused_by_name_and_kept(folder: Path, text: str, why: str) -> None:
+    """A person or a newer program wrote it: it is neither changed nor set aside, whatever is done and saved."""
+    state = State(folder, save_delay=None)
+    state.tool.x = 1
+    state.save_all()
+    state.tool.x = 2
+    state.save_all()
     (folder / "tool.json").write_text(text)
-    state = State(folder, save_delay=0)
-    for use in (lambda: state.tool.a, lambda: setattr(state.tool, "b", 1)):
-        with pytest.raises(StateError, match=r"tool\.json' holds what no variable can hold: .*; correct the file"):
+    path = folder / "tool.json"
+    fresh, immediate = State(folder, save_delay=None), State(folder, save_delay=0)
+    for use in (
+        lambda: fresh.tool.a,
+        lambda: setattr(immediate.tool, "b", 1),
+        lambda: immediate.delete("tool"),
+        lambda: immediate.incr("tool", "n"),
+        state.tool.load,
+        lambda: setattr(state.tool, "x", 3) or state.save_all(),
+    ):
+        with pytest.raises(StateError) as caught:
             use()
+        assert str(caught.value) == (
+            f"{str(path)!r} holds no variables, because {why}; correct the file: it was left as it is"
+        )
+    assert path.read_text() == text
+    path.write_text('{"y": 1}')  # corrected
+    state.save_all()
+    assert json.loads(path.read_text()) == {"y": 1, "x": 3}
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused_and_kept(folder: Path) -> None:
+    """Whether this Python can read so many levels or not."""
+    folder.mkdir()
+    text = f'{{"a": {"[" * 100_000}{"]" * 100_000}}}'
+    (folder / "tool.json").write_text(text)
+    with pytest.raises(StateError, match=r"tool\.json' holds no variables, because .*correct the file"):
+        _ = State(folder).tool.a
     assert (folder / "tool.json").read_text() == text
+
+
+def test_a_file_that_cannot_be_saved_keeps_no_other_from_it(folder: Path) -> None:
+    """The error is raised when the rest is stored."""
+    state = State(folder, save_delay=None)
+    state.a.x = state.b.x = state.c.x = 1
+    folder.mkdir()
+    (folder / "b.json").write_text("[]")
+    with pytest.raises(StateError, match=r"b\.json' holds no variables"):
+        state.save_all()
+    assert (State(folder).a.x, State(folder).c.x) == (1, 1)
+    (folder / "b.json").unlink()
+    state.save_all()
+    assert State(folder).b.x == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": {"x": [1]}}'])
+def test_a_journal_that_nobody_can_have_committed_is_an_error_and_nothing_is_changed(folder: Path, text: str) -> None:
+    """Reading and writing say what to do."""
+    State(folder, save_delay=0).a.x = 1
+    (folder / ".transaction.json").write_text(text)
+    state = State(folder, save_delay=0)
+    for use in (lambda: state.a.x, lambda: setattr(state.a, "x", 2)):
+        with pytest.raises(DamagedError, match="delete it to go on with what the files hold"):
+            use()
+    (folder / ".transaction.json").unlink()
+    assert state.a.x == 1
 
 
 def test_a_link_in_the_place_of_a_file_is_refused_and_not_followed(folder: Path, tmp_path: Path) -> None:
@@ -727,6 +1029,71 @@ def test_a_watch_tells_what_others_changed(folder: Path) -> None:
     watch.close()
     other.tool.a = 5
     assert seen == [({"a": True, "b": None}, True), ({"a": None}, None)]
+
+
+@pytest.mark.parametrize("interval_s", [0, -1, float("nan"), float("inf"), True, "1", None])
+def test_an_interval_that_is_no_time_is_refused(folder: Path, interval_s: float) -> None:
+    """At once, and not in the thread of the watch."""
+    with pytest.raises(InvalidError, match="seconds, more than 0, are expected"):
+        State(folder).watch("tool", print, interval_s=interval_s)
+
+
+def test_a_callback_may_set_variables_and_close_its_watch(folder: Path) -> None:
+    """What it sets is a change like others."""
+    state, is_seen = State(folder, save_delay=0), threading.Event()
+
+    def callback(changes: dict[str, object]) -> None:
+        if state.incr("tool", "n") == 3:
+            watch.close()
+            is_seen.set()
+
+    with state.watch("tool", callback, interval_s=0.01) as watch:
+        state.tool.n = 1
+        assert is_seen.wait(60)
+    assert State(folder).tool.n == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_exception_of_the_callback_ends_the_watch_and_nothing_else(folder: Path) -> None:
+    """It goes where those of threads go."""
+    state, seen = State(folder, save_delay=0), list[dict[str, object]]()
+
+    def callback(changes: dict[str, object]) -> None:
+        seen.append(changes)
+        raise RuntimeError("as if")
+
+    with state.watch("tool", callback, interval_s=0.01) as watch:
+        state.tool.a = 1
+        watch._thread.join(60)
+        state.tool.a = 2
+    assert seen == [{"a": 1}]
+
+
+def test_a_watch_goes_on_when_what_could_not_be_read_can(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says so once."""
+    seen, tries, is_seen = list[dict[str, object]](), threading.Semaphore(0), threading.Event()
+
+    class Counting(Disk):
+        def read(self, path: os.PathLike[str] | str) -> bytes:
+            if Path(path).name == "tool.json":
+                tries.release()
+            return super().read(path)
+
+    def callback(changes: dict[str, object]) -> None:
+        seen.append(changes)
+        is_seen.set()
+
+    with State(folder, disk=Counting()).watch("tool", callback, interval_s=0.01):
+        folder.mkdir()
+        (folder / "new").write_text("[]")
+        os.replace(folder / "new", folder / "tool.json")
+        for _ in range(10):
+            assert tries.acquire(timeout=60)
+        (folder / "new").write_text('{"a": 1}')
+        os.replace(folder / "new", folder / "tool.json")
+        assert is_seen.wait(60)
+    assert seen == [{"a": 1}]
+    assert caplog.text.count("variables.not_read") == 1
 
 
 # -- against a dict --

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -28,16 +29,18 @@ def _in_folder(function: Any) -> Any:
     options: dict[str, Any] = {"expose_value": False, "callback": remember}
     forced = click.option("--force", is_flag=True, help="Take the plugin state from the run that has it.", **options)
     named = click.option("--state", default="default", metavar="NAME", help="The plugin state.", **options)
-    place = click.Path(path_type=Path, file_okay=False)
+    place = click.Path(file_okay=False)
     return click.option("--dir", "folder", type=place, help="The folder with the files.")(named(forced(function)))
 
 
-def _open(folder: Path | None) -> State | PluginStates:
+def _open(folder: str | None) -> State | PluginStates:
     if folder is None:
         from holdfast.cli.plugin_state import PluginStates  # start-up, as below
 
         ctx = click.get_current_context()
         return PluginStates(ctx.obj.settings(), ctx.meta["state"], is_forced=ctx.meta["force"])
+    if not folder:  # an unset variable of a script, most likely
+        raise InvalidError("--dir is empty: a folder is expected")
     from holdfast.state import State  # start-up: help and completion need no disk
 
     return State(folder, save_delay=0)
@@ -58,7 +61,7 @@ def command() -> None:
 @_in_folder
 @with_common_options
 @click.pass_obj
-def list_(call: Call, namespaces: tuple[str, ...], folder: Path | None) -> None:
+def list_(call: Call, namespaces: tuple[str, ...], folder: str | None) -> None:
     """List the variables of these namespaces, or of all."""
     found = _read(_open(folder), namespaces)
     if call.is_json:
@@ -74,7 +77,7 @@ def list_(call: Call, namespaces: tuple[str, ...], folder: Path | None) -> None:
 @_in_folder
 @with_common_options
 @click.pass_obj
-def get(call: Call, namespace: str, name: str, folder: Path | None) -> None:
+def get(call: Call, namespace: str, name: str, folder: str | None) -> None:
     """Print the value of one variable; exit with 4 if there is none."""
     value = _open(folder).get(namespace)[name]
     call.answer({"namespace": namespace, "name": name, "value": value}, _word(value))
@@ -88,7 +91,7 @@ def get(call: Call, namespace: str, name: str, folder: Path | None) -> None:
 @_in_folder
 @with_common_options
 @click.pass_obj
-def set_(call: Call, namespace: str, name: str, value: str, folder: Path | None, *, is_text: bool) -> None:
+def set_(call: Call, namespace: str, name: str, value: str, folder: str | None, *, is_text: bool) -> None:
     """Give a variable a value; it is durable when this ends.
 
     A number, true and false are what they look like; everything else is text.
@@ -104,7 +107,7 @@ def set_(call: Call, namespace: str, name: str, value: str, folder: Path | None,
 @_in_folder
 @with_common_options
 @click.pass_obj
-def delete(call: Call, namespace: str, names: tuple[str, ...], folder: Path | None) -> None:
+def delete(call: Call, namespace: str, names: tuple[str, ...], folder: str | None) -> None:
     """Delete these variables together, or the whole namespace; nothing happens to what is not there."""
     state = _open(folder)
     with state.transaction():
@@ -119,21 +122,25 @@ def delete(call: Call, namespace: str, names: tuple[str, ...], folder: Path | No
 @click.argument("namespaces", nargs=-1, metavar="[NAMESPACE]...")
 @_in_folder
 @with_common_options
-def export(namespaces: tuple[str, ...], folder: Path | None) -> None:
+def export(namespaces: tuple[str, ...], folder: str | None) -> None:
     """Print these namespaces, or all, as they are at one moment: one JSON document, for "import"."""
-    click.echo(json.dumps(_read(_open(folder), namespaces), indent=4))
+    state = _open(folder)
+    is_lockable = folder is not None and os.access(folder, os.W_OK)  # one that is not can be read all the same
+    with state.transaction() if is_lockable else nullcontext():
+        found = _read(state, namespaces)
+    click.echo(json.dumps(found, indent=4))
 
 
 @command.command("import")
-@click.argument("file", type=click.File(encoding="utf-8"))
+@click.argument("file", type=click.File(encoding="utf-8-sig"))
 @_in_folder
 @with_common_options
 @click.pass_obj
-def import_(call: Call, file: IO[str], folder: Path | None) -> None:
+def import_(call: Call, file: IO[str], folder: str | None) -> None:
     """Set all variables that FILE holds (- for standard input), or none; others stay as they are."""
     try:
         found: Any = json.load(file)
-        variables: dict[str, dict[str, Any]] = {str(name): dict(each) for name, each in found.items()}
+        variables: dict[str, dict[str, Any]] = {name: {**each} for name, each in found.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as exc:
         expected = '{"namespace": {"variable": value}} is expected'
         raise InvalidError(f"{file.name!r} is no export: {exc}; {expected}", path=file.name) from exc
@@ -151,32 +158,34 @@ def import_(call: Call, file: IO[str], folder: Path | None) -> None:
 @_in_folder
 @with_common_options
 @click.pass_obj
-def watch(call: Call, namespace: str, folder: Path | None) -> None:
+def watch(call: Call, namespace: str, folder: str | None) -> None:
     """Print each change of a namespace that programs store, a line for each, until Ctrl-C."""
-    import threading
+    import queue  # start-up, as above
 
-    def show(changes: dict[str, Any]) -> None:
-        lines = [escaped(name) + "\t" + ("" if value is None else _word(value)) for name, value in changes.items()]
-        click.echo(json.dumps({"changes": changes}) if call.is_json else "\n".join(lines))
-        sys.stdout.flush()
-
-    with _open(folder).watch(namespace, show):
-        threading.Event().wait()
+    # Printed in this thread, where a reader that has gone ends the command.
+    seen: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    with _open(folder).watch(namespace, seen.put):
+        while True:
+            changes = seen.get()
+            lines = [escaped(name) + "\t" + ("" if value is None else _word(value)) for name, value in changes.items()]
+            click.echo(json.dumps({"changes": changes}) if call.is_json else "\n".join(lines))
+            sys.stdout.flush()
 
 
 def _read(state: State | PluginStates, namespaces: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the variables of some namespaces, or of all; all of one moment if the folder can be locked."""
-    names = list(namespaces) or list(state)
-    found = {name: {each: state.get(name)[each] for each in state.get(name)} for name in names}
-    if missing := [name for name, variables in found.items() if not variables]:
+    """Return the variables of some namespaces, or of all that have any."""
+    wanted = list(namespaces)
+    found = {name: {each: state.get(name)[each] for each in state.get(name)} for name in wanted or list(state)}
+    if missing := [name for name in wanted if not found[name]]:
         raise NotFoundError(f"there is no namespace {missing[0]!r}: it has no variables", namespace=missing[0])
-    return found
+    return {name: variables for name, variables in found.items() if variables}
 
 
 def _meant(word: str) -> Any:
     try:
-        value: Any = json.loads(word)
-    except ValueError:
+        # Python refuses thousands of digits as it does a word; the first thirty are too many for a variable as well.
+        value: Any = json.loads(word, parse_int=lambda digits: int(digits[:30]))
+    except (ValueError, RecursionError):
         return word
     return value if isinstance(value, int | float) else word
 

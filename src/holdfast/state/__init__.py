@@ -7,7 +7,6 @@ variables are the same `StateNamespace` over another place. How files stay whole
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from types import TracebackType
 from typing import Self, cast
 
 from holdfast.disk import Disk, StrPath
-from holdfast.errors import ConflictError, HoldfastError
-from holdfast.state.ending import catch_sigterm
+from holdfast.errors import ConflictError, HoldfastError, InvalidError
+from holdfast.state.ending import is_awaited
 from holdfast.state.files import JsonFiles
 from holdfast.state.names import path_of
 from holdfast.state.namespaces import AbsentError, Changes, StateError, StateNamespace, Variables, checked
@@ -34,7 +33,9 @@ class State:
     processes may use one folder: each changes only the variables that it sets, and sees what others stored after
     `StateNamespace.load`, or when it stores something itself. Threads may share one object. A forked child sees the
     values of its parent, and leaves it to the parent to store them. If SIGTERM would end the process, it saves first;
-    a handler of the application's own is left alone. Iteration yields the names of the namespaces.
+    a handler of the application's own is left alone. Only the main thread can see to that: in a program that makes its
+    first State in another one, changes are stored as if ``save_delay`` were 0. Iteration yields the names of the
+    namespaces.
 
     Args:
         location: The folder; it is made with the first write. ``~`` is the user's home.
@@ -43,7 +44,7 @@ class State:
         disk: What the folder lies on.
 
     Raises:
-        StateError: ``save_delay`` is negative or no number.
+        InvalidError: ``save_delay`` is no number of seconds, or ``location`` is relative to nothing.
     """
 
     __slots__ = ("__files__", "__namespaces__", "__weakref__")
@@ -51,12 +52,12 @@ class State:
     __namespaces__: dict[str, StateNamespace]
 
     def __init__(self, location: StrPath, *, save_delay: float | None = 1.0, disk: Disk | None = None) -> None:
-        if save_delay is not None and (not math.isfinite(save_delay) or save_delay < 0):
-            raise StateError(f"save_delay cannot be {save_delay!r}: seconds, 0 or more, or None are expected")
+        if save_delay is not None and not _is_time(save_delay):
+            raise InvalidError(f"save_delay cannot be {shown(save_delay)}: seconds, 0 or more, or None are expected")
         object.__setattr__(self, "__files__", JsonFiles(location, save_delay=save_delay, disk=disk or Disk()))
         object.__setattr__(self, "__namespaces__", {})
         if save_delay != 0:
-            catch_sigterm()
+            is_awaited()  # now: here is the main thread, perhaps, and where the first change is made is not
 
     def get(self, namespace: str) -> StateNamespace:
         """Return the namespace of this name; reads nothing yet.
@@ -64,18 +65,21 @@ class State:
         Raises:
             StateError: No namespace can have this name: it is empty, too long, or no text.
         """
-        found = self.__namespaces__.get(namespace)
+        found = self.__namespaces__.get(namespace) if type(namespace) is str else None
         if found is None:
             path_of(self.__files__.folder, namespace)
-            found = self.__namespaces__.setdefault(namespace, StateNamespace(self.__files__, namespace))
+            new = StateNamespace(self.__files__, namespace, self.__files__.known(namespace))
+            found = self.__namespaces__.setdefault(namespace, new)
         return found
 
     def save_all(self) -> None:
         """Return when all changes are durable; nothing happens inside a transaction.
 
         Raises:
-            UnavailableError: The disk is full, failing or read-only, or another process holds the folder. What could
-                not be stored is kept, and tried again.
+            UnavailableError: The disk is full, failing or read-only, or another process holds the folder.
+            StateError: A file holds what no variable can; correct it.
+
+        One error is raised when all that can be stored is. The rest is kept, and tried again.
         """
         self.__files__.save()
 
@@ -87,14 +91,15 @@ class State:
         Raises:
             StateError: The variable or ``by`` is no number, or the sum is none that a variable can hold.
         """
+        added = checked(name, by)
         with self.__files__.joined() as block:
             old = block.read(namespace).get(name, 0)
-            for number in (old, by):
+            for number in (old, added):
                 if not isinstance(number, int | float) or isinstance(number, bool):
                     raise StateError(
                         f"variable {shown(name)} cannot be {shown(old)} + {shown(by)}: numbers are expected"
                     )
-            total = checked(name, cast("int | float", old) + by)
+            total = checked(name, cast("int | float", old) + cast("int | float", added))
             block.write(namespace, {name: total})
         return cast("int | float", total)
 
@@ -133,7 +138,7 @@ class State:
         """
         if self.__files__.is_in_block():
             raise ConflictError("a transaction cannot begin in another one of the same thread: end that first")
-        with self.__files__.joined():
+        with self.__files__.transaction():
             yield
 
     def watch(
@@ -143,8 +148,16 @@ class State:
 
         The changes are new values by name, None for a variable that is gone. The callback runs in a thread of the
         watch; this object has been loaded by then. Changes that follow each other within ``interval_s`` seconds may
-        arrive as one, or not at all if the last undoes the first. An exception of the callback ends the watch.
+        arrive as one, or not at all if the last undoes the first. What the callback sets is a change like others. An
+        exception of it ends the watch, and goes where those of threads go. While the variables cannot be read, a
+        warning in the log says so, once for each reason.
+
+        Raises:
+            InvalidError: ``interval_s`` is no number of seconds above 0, or no namespace can have this name.
+            DamagedError: There is nothing to compare with.
         """
+        if not _is_time(interval_s) or not interval_s:
+            raise InvalidError(f"interval_s cannot be {shown(interval_s)}: seconds, more than 0, are expected")
         path_of(self.__files__.folder, namespace)
         return Watch(self.__files__, namespace, callback, interval_s=interval_s)
 
@@ -194,20 +207,30 @@ class Watch:
             self._thread.join()
 
     def _look(self) -> None:
+        said = ""
         while not self._closed.wait(self._interval_s):
             try:
-                now = self._files.stored(self._namespace)
+                changes = self._changes()
             except HoldfastError as exc:
-                log.warning("variables.not_read: %s", exc, extra={"namespace": self._namespace, "reason": exc.message})
+                if exc.message != said:
+                    facts = {"namespace": self._namespace, "reason": exc.message}
+                    log.warning("variables.not_read: %s", exc, extra=facts)
+                said = exc.message
                 continue
-            changes: dict[str, Value | None] = {
-                name: value for name, value in now.items() if repr(self._known.get(name)) != repr(value)
-            }
-            changes |= dict.fromkeys(self._known.keys() - now.keys())
+            said = ""
             if changes:
-                self._known = now
-                self._files.load(self._namespace)
                 self._callback(changes)
+
+    def _changes(self) -> dict[str, Value | None]:
+        now = self._files.stored(self._namespace)
+        changes: dict[str, Value | None] = {
+            name: value for name, value in now.items() if repr(self._known.get(name)) != repr(value)
+        }
+        changes |= dict.fromkeys(self._known.keys() - now.keys())
+        if changes:
+            self._files.load(self._namespace)
+            self._known = now
+        return changes
 
     def __enter__(self) -> Self:
         return self
@@ -216,3 +239,8 @@ class Watch:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_time(seconds: object) -> bool:
+    """Say whether Python can wait for so long."""
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= threading.TIMEOUT_MAX

@@ -1,4 +1,4 @@
-"""How a process ends while something is still to be saved: in its normal course, by SIGTERM, and in a forked child."""
+"""How a process ends while something is still to be saved: in its normal course, by SIGTERM, and as a child."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import atexit
 import logging
 import os
 import signal
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
+import sys
 from types import FrameType
 from typing import Final, Protocol
 from weakref import WeakSet
@@ -20,6 +18,10 @@ log = logging.getLogger(__name__)
 
 class Saver(Protocol):
     """Something that keeps changes in memory for a while."""
+
+    def leave(self) -> None:
+        """Let go of what the others may need, in the middle of whatever this thread does."""
+        ...
 
     def end(self) -> None:
         """Save, and keep nothing in memory from here on."""
@@ -38,47 +40,50 @@ unsaved: Final[set[Saver]] = set()
 
 
 class _Ending:
-    """How far the main thread is from a place where the process may end; signals are handled by that thread alone."""
+    """What this process has come to."""
 
     def __init__(self) -> None:
-        self.depth = 0
-        self.is_asked = False
         self.is_over = False
+        self.is_told = False
+        """Whether multiprocessing tells us of the end of this child, which is not Python's own."""
 
 
 ending: Final = _Ending()
 
 
-@contextmanager
-def uninterrupted() -> Generator[None]:
-    """Let SIGTERM wait until the block is done: what saves then must not meet a save that is half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ending.depth += 1
-    try:
-        yield
-    finally:
-        ending.depth -= 1
-        if ending.is_asked and not ending.depth:
-            _die()
+def is_awaited() -> bool:
+    """See to it that what is unsaved is saved when the process ends; return whether it is, also if SIGTERM ends it.
+
+    SIGTERM is caught unless somebody else does: then the application ends in its own way, and we save at its end. Only
+    the main thread can catch it, so in another one the answer may be no.
+    """
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None and not ending.is_told and sys.modules["multiprocessing.process"].parent_process() is not None:
+        # Its children end by os._exit and not by atexit, and it forgets at their start whom it should tell. So: now,
+        # and after all others, which may still set variables.
+        util.Finalize(None, _save_at_exit, exitpriority=-1_000)
+        ending.is_told = True
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        try:
+            signal.signal(signal.SIGTERM, _on_sigterm)
+        except ValueError:  # not the main thread
+            return False
+    return True
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    ending.is_asked = True
-    if not ending.depth:
-        _die()
-
-
-def _die() -> None:
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    del frame
     _save_at_exit()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _save_at_exit() -> None:
     ending.is_over = True  # for those that are made from here on
-    for saver in [*unsaved, *alive]:
+    savers = {*unsaved, *alive}
+    for saver in savers:
+        saver.leave()
+    for saver in savers:
         try:
             saver.end()
         except HoldfastError as exc:
@@ -87,7 +92,7 @@ def _save_at_exit() -> None:
 
 def _after_fork() -> None:
     unsaved.clear()
-    ending.depth = 0
+    ending.is_told = False
     for saver in list(alive):
         saver.begin()
 
@@ -95,9 +100,3 @@ def _after_fork() -> None:
 atexit.register(_save_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def catch_sigterm() -> None:
-    """Save before SIGTERM ends the process, unless the application handles it: then it ends by itself, and we save."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _on_sigterm)

@@ -14,7 +14,8 @@ The failure argument of the files, beside that of `holdfast.disk`:
   told to change. Readers need no lock: a file has one of its states, and which names it has they decide by one read.
 - *The disk is full, or fails.* Before the commit nothing changed, and the changes are still pending. After it the
   journal is the truth until the files can be written; until then every other write fails with the disk's error.
-- *A file is damaged.* It is kept aside, and the generation before it takes its place, in one rename.
+- *A file is damaged*: it is no JSON, as after a torn write. It is kept aside, and the generation before it takes its
+  place, in one rename. What is JSON and not of variables is no damage: somebody wrote it, so it is refused and kept.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ import logging
 import os
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from holdfast.disk import BusyError, Disk, MissingError, StrPath, translate
-from holdfast.errors import ConflictError, DamagedError, HoldfastError
-from holdfast.state.ending import alive, ending, uninterrupted, unsaved
+from holdfast.disk import BusyError, Disk, Lock, MissingError, StrPath, translate
+from holdfast.errors import ConflictError, DamagedError, HoldfastError, InvalidError
+from holdfast.interrupts import deliver, uninterrupted
+from holdfast.state.ending import alive, ending, is_awaited, unsaved
+from holdfast.state.memory import Kept, changed
 from holdfast.state.names import aside_of, check_case, namespace_of, path_of, previous_of
 from holdfast.state.namespaces import Changes, StateError, checked
 from holdfast.values import Value, shown
@@ -48,6 +50,9 @@ JOURNAL: Final = ".transaction.json"
 WAIT_S: Final = 30.0
 """How long a write waits for another process, or for a transaction of another thread, to be through."""
 
+_TURN_S: Final = 0.5
+"""How long a signal may have to wait meanwhile."""
+
 _SETTLE_S: Final = 0.05
 _SETTLE_TRIES: Final = 40
 
@@ -59,31 +64,31 @@ class JsonFiles:
     """
 
     def __init__(self, location: StrPath, *, save_delay: float | None, disk: Disk) -> None:
-        self.folder = Path(location).expanduser().absolute()
+        try:
+            self.folder = Path(location).expanduser().absolute()
+        except (OSError, RuntimeError) as exc:
+            why = "the current folder is gone" if isinstance(exc, OSError) else "nobody knows whose home that is"
+            raise InvalidError(f"{os.fspath(location)!r} leads nowhere: {why}; name an absolute path") from exc
         self.save_delay = save_delay
         self.disk = disk
-        self._contents: dict[str, dict[str, Value]] = _Loading(self.stored)
-        # By namespace and name what is to be stored, in a tuple of its own for each write: "still the one that was
-        # stored" is then a question of identity. No lock: each change of a dictionary is one step, a write is one
-        # change, and none of them is ever replaced by another one.
-        self.pending: dict[str, dict[str, tuple[Value | None]]] = defaultdict(dict)
+        self._kept: dict[str, Kept] = {}
         self._unsure: set[str] = set()
         self._is_immediate = save_delay == 0 or ending.is_over
         self._is_swept = False
+        self._complaint = ""
         self.begin()
         alive.add(self)
 
     def begin(self) -> None:
         """Begin as a process that holds nothing and has written nothing, as a forked child does."""
-        for namespace, pending in self.pending.items():
-            if namespace in self._contents:
-                self._contents[namespace] = _merged(self._contents[namespace], pending)
-        self.pending = defaultdict(dict)  # the parent stores it; the child would do so again, and perhaps much later
+        for kept in self._kept.values():
+            kept.begin()  # the parent stores it; the child would do so again, and perhaps much later
         self._block: Block | None = None
-        self._is_quick = not self._is_immediate
+        self._is_hidden = False
         self._is_armed = False
-        self._depth = 0
+        self._held: Lock | None = None
         self._writing = threading.RLock()  # held for as long as the folder is locked
+        self._making = threading.RLock()
 
     # -- what Variables asks for --
 
@@ -91,43 +96,45 @@ class JsonFiles:
         """See `Variables.find`."""
         if self._block is not None and self.is_in_block():
             return self._block.read(namespace).get(name)
-        pending = self.pending[namespace]
-        if name in pending and (entry := pending.get(name)) is not None:  # first: a save moves it from here to there
-            return entry[0]
-        return self._contents[namespace].get(name)
+        value = self.known(namespace).values.get(name)
+        return self.read(namespace).get(name) if value is None else value
 
     def read(self, namespace: str) -> Mapping[str, Value]:
         """See `Variables.read`."""
         if self._block is not None and self.is_in_block():
             return self._block.read(namespace)
-        pending = dict(self.pending[namespace])  # first, as in `find`
-        content = self._contents[namespace]
-        return _merged(content, pending) if pending else content
+        kept = self.known(namespace)
+        if not kept.is_loaded:
+            self.load(namespace)
+        return kept.values
 
     def put(self, namespace: str, name: str, value: Value) -> None:
         """See `Variables.put`."""
-        if self._is_quick:
-            self.pending[namespace][name] = (value,)
-            if not self._is_armed:
-                self._arm()
-        else:
-            self.write(namespace, {name: value})
+        kept = self._kept[namespace]
+        age = kept.age
+        if age is not None:
+            kept.values[name] = kept.changed[name] = value  # in this order: a mark without its value is a deletion
+            if kept.age is age:
+                return
+        self.write(namespace, {name: value})
 
     def write(self, namespace: str, changes: Changes) -> None:
         """See `Variables.write`."""
-        path_of(self.folder, namespace)
         if self._is_immediate or self.is_in_block():
             with self.joined() as block:
                 block.write(namespace, changes)
             return
-        self.pending[namespace].update({name: (value,) for name, value in changes.items()})
+        self.known(namespace).change(changes)
         if not self._is_armed:
-            self._arm()
+            self._arm(namespace)
 
     def load(self, namespace: str) -> None:
         """See `Variables.load`."""
         if not self.is_in_block():
-            self._contents[namespace] = self.stored(namespace)
+            kept, is_taken = self.known(namespace), False
+            while not is_taken:  # else another thread has stored meanwhile what this may not have read
+                before = kept.values
+                is_taken = kept.take(self.stored(namespace), over=before)
 
     def store(self, namespace: str) -> None:
         """See `Variables.store`."""
@@ -135,26 +142,51 @@ class JsonFiles:
 
     # -- what State asks for --
 
+    def known(self, namespace: str) -> Kept:
+        """Return what is in memory of a namespace."""
+        kept = self._kept.get(namespace)
+        if kept is None:
+            with self._making:
+                kept = self._kept.setdefault(namespace, Kept())
+                kept.show(is_hidden=self._is_hidden)
+        return kept
+
     def is_in_block(self) -> bool:
         """Say whether this thread is in a transaction."""
         return self._block is not None and self._block.thread == threading.get_ident()
 
     def save(self, *namespaces: str) -> None:
         """Return when all changes of some namespaces, or of all, are durable; nothing happens in a transaction."""
-        wanted = [name for name in namespaces or list(self.pending) if self.pending.get(name)]
+        if self.save_delay is None:
+            self._is_armed = False  # first, as in `_save_behind`
+        wanted = [name for name in namespaces or list(self._kept) if self.known(name).changed]
         if not wanted or self.is_in_block():
             return
+        failed: list[HoldfastError] = []
         with uninterrupted(), self._locked():
             for namespace in wanted:
                 block = Block(self)
-                block.read(namespace)
-                self._commit(block)
+                try:
+                    block.read(namespace)
+                    self._commit(block)
+                except HoldfastError as exc:  # the others have a right to be stored all the same
+                    failed.append(exc)
+        if failed:
+            raise failed[0]
+        self._complaint = ""
+        self._rest()
+
+    def leave(self) -> None:
+        """Let go of the folder if this thread is in a transaction: one that a signal ends has not happened."""
+        if self.is_in_block():
+            self._block = None
+            self._show(is_hidden=False)
+            self._release()
 
     def end(self) -> None:
         """Save, and from here on store each change at once: nobody will come after it."""
-        self._is_immediate, self._is_quick = True, False
-        if self.is_in_block():
-            self._block = None  # a transaction that a signal ends has not happened
+        self._is_immediate = True
+        self._show(is_hidden=self._is_hidden)
         self.save()
 
     @contextmanager
@@ -163,19 +195,38 @@ class JsonFiles:
         if self._block is not None and self.is_in_block():
             yield self._block
             return
+        # What saves in a signal handler could wait for ever for a folder that its own thread holds.
+        with uninterrupted(), self._own() as block:
+            yield block
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Let the caller's code run in a block of this thread."""
+        with self._own():
+            self._show(is_hidden=True)  # what is at hand is not what this thread is to see
+            try:
+                yield
+            finally:
+                self._show(is_hidden=False)
+
+    @contextmanager
+    def _own(self) -> Generator[Block]:
         block = Block(self)
-        with ExitStack() as stack:
-            with uninterrupted():
-                stack.enter_context(self._locked())
-                self._block, self._is_quick = block, False
+        with self._locked():
+            self._block = block
             try:
                 yield block
             finally:
-                self._block, self._is_quick = None, not self._is_immediate
-            if block.process != os.getpid():
+                is_there, self._block = self._block is block, None
+            if not is_there:
                 raise ConflictError("a transaction cannot end in a forked child: the process that began it decides")
-            with uninterrupted():
-                self._commit(block)
+            self._commit(block)
+
+    def _show(self, *, is_hidden: bool) -> None:
+        with self._making:
+            self._is_hidden = is_hidden
+            for kept in self._kept.values():
+                kept.show(is_hidden=is_hidden)
 
     def list_namespaces(self) -> list[str]:
         """Return the names of all namespaces that have variables, sorted."""
@@ -183,11 +234,14 @@ class JsonFiles:
             entries = [path.name for path in self.folder.iterdir()]
         except FileNotFoundError:
             entries = []
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             raise translate(exc, self.folder, "list") from exc
         found = {name: True for entry in entries if (name := namespace_of(entry)) is not None}
         found |= {name: bool(content) for name, content in self._journal().items()}
-        found |= {name: bool(self.read(name)) for name, pending in list(self.pending.items()) if pending}
+        touched = [name for name, kept in list(self._kept.items()) if kept.changed]
+        if self._block is not None and self.is_in_block():
+            touched += self._block.changes
+        found |= {name: bool(self.read(name)) for name in touched}
         return sorted(name for name, is_there in found.items() if is_there)
 
     def stored(self, namespace: str) -> dict[str, Value]:
@@ -202,13 +256,18 @@ class JsonFiles:
 
     # -- when --
 
-    def _arm(self) -> None:
-        """See to it that what is pending will be stored."""
+    def _arm(self, namespace: str) -> None:
+        """See to it that what was changed, there and elsewhere, will be stored."""
         self._is_armed = True
         unsaved.add(self)
-        if self.save_delay is None:
-            return
-        timer = threading.Timer(self.save_delay, self._save_behind)
+        if not is_awaited():  # nobody could save it if SIGTERM came: then it does not wait
+            self._is_armed = False
+            self.save(namespace)
+        elif self.save_delay is not None:
+            self._start(self.save_delay)
+
+    def _start(self, delay_s: float) -> None:
+        timer = threading.Timer(delay_s, self._save_behind)
         timer.daemon = True  # the end of the process does not wait for it: it saves on its own
         try:
             timer.start()
@@ -221,11 +280,19 @@ class JsonFiles:
             self.save()
         except HoldfastError as exc:
             # Nobody is there who could be told, and the next try may succeed: it is kept, and tried again.
-            log.error("variables.not_saved: %s", exc, extra={"folder": str(self.folder), "reason": exc.message})  # noqa: TRY400
-            self._arm()
-        else:
+            if exc.message != self._complaint:
+                log.error("variables.not_saved: %s", exc, extra={"folder": str(self.folder), "reason": exc.message})  # noqa: TRY400
+            self._complaint = exc.message
             if not self._is_armed:
-                unsaved.discard(self)
+                self._is_armed = True
+                self._start(self.save_delay or 0)
+
+    def _rest(self) -> None:
+        """Be forgotten by the process if nothing is left to be saved."""
+        if not self._is_armed and not any(kept.changed for kept in list(self._kept.values())):
+            unsaved.discard(self)
+            if self._is_armed:  # meanwhile
+                unsaved.add(self)
 
     # -- the files themselves --
 
@@ -233,22 +300,38 @@ class JsonFiles:
     def _locked(self) -> Generator[None]:
         """Hold the folder against all others, threads and processes; what a dead one left is mended first."""
         writing = self._writing  # the same at both ends, also if a child is forked in between
-        if not writing.acquire(timeout=WAIT_S):
-            raise BusyError(f"a transaction of another thread holds {str(self.folder)!r}, and did so for {WAIT_S} s")
+        _wait_for(
+            lambda: writing.acquire(timeout=_TURN_S), f"a transaction of another thread holds {str(self.folder)!r}"
+        )
         try:
-            if self._depth:
+            if self._held:
                 yield
                 return
             self.disk.put_folder(self.folder)
-            with self.disk.lock(self.folder / LOCK, wait_s=WAIT_S):
-                self._depth = 1
-                try:
-                    self._recover()
-                    yield
-                finally:
-                    self._depth = 0
+            _wait_for(self._hold, f"another process holds {str(self.folder)!r}")
+            try:
+                yield
+            finally:
+                self._release()
         finally:
             writing.release()
+
+    def _hold(self) -> bool:
+        try:
+            self._held = self.disk.lock(self.folder / LOCK, wait_s=_TURN_S)
+        except BusyError:
+            return False
+        try:
+            self._recover()
+        except BaseException:
+            self._release()
+            raise
+        return True
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
     def _recover(self) -> None:
         if not self._is_swept:
@@ -264,13 +347,14 @@ class JsonFiles:
             data = self.disk.read(path)
         except MissingError:
             return {}
-        found = _parse(data)
-        if found is None or not all(isinstance(each, dict) for each in found.values()):
-            raise DamagedError(
-                f"{str(path)!r} is damaged: what it says was committed; delete it to go on with what the files hold",
-                path=str(path),
+        try:
+            found = _parse(data)
+            return {namespace: _checked(content) for namespace, content in _named(found).items()}
+        except ValueError as exc:
+            message = (
+                f"{str(path)!r} is damaged: what it says was committed; delete it to go on with what the files hold"
             )
-        return found
+            raise DamagedError(message, path=str(path)) from exc
 
     def _apply(self, contents: Mapping[str, dict[str, Value]]) -> None:
         for namespace, content in contents.items():
@@ -286,14 +370,13 @@ class JsonFiles:
         except MissingError:
             return {}
         check_case(path)
-        content = _parse(data)
-        for name, value in (content or {}).items():
-            try:
-                checked(name, value)
-            except StateError as exc:
-                message = f"{str(path)!r} holds what no variable can hold: {exc.message}; correct the file"
-                raise StateError(message, path=str(path), variable=shown(name)) from exc
-        return content
+        try:
+            return _checked(_parse(data))
+        except StateError as exc:
+            message = f"{str(path)!r} holds no variables, because {exc.message}; correct the file: it was left as it is"
+            raise StateError(message, path=str(path), **exc.facts) from exc
+        except ValueError:
+            return None
 
     def _mend(self, path: Path) -> dict[str, Value]:
         """Put the last good generation in the place of a damaged file, which is kept; return what it holds."""
@@ -306,8 +389,9 @@ class JsonFiles:
             if data == before:
                 break
             time.sleep(_SETTLE_S)  # an editor that writes in place may be in the middle of it
-        previous = previous_of(path)
-        content = self._find(previous) if os.path.lexists(previous) else None
+        previous, content = previous_of(path), None
+        with suppress(StateError):  # what cannot be read cannot be restored
+            content = self._find(previous) if os.path.lexists(previous) else None
         if content is None:
             raise DamagedError(
                 f"{str(path)!r} is damaged, and no good generation before it is kept: correct it, or delete it",
@@ -337,27 +421,24 @@ class JsonFiles:
         """Store what a block changed, and what was pending of the namespaces that it touched: all or nothing."""
         wanted: dict[str, dict[str, Value]] = {}
         contents: dict[str, dict[str, Value]] = {}
-        for namespace, pending in block.pending.items():
-            old = self.stored(namespace)
-            new = contents[namespace] = _merged(_merged(old, pending), block.changes.get(namespace, {}))
-            if _encode(new) != _encode(old) or namespace in self._unsure:
-                wanted[namespace] = new
-        # Until it has succeeded, what is in the file may not be what is on the disk; then it is written again.
-        self._unsure.update(wanted)
-        if len(wanted) == 1:
-            ((namespace, content),) = wanted.items()
-            self._replace(path_of(self.folder, namespace), content)
-        elif wanted:
-            self._commit_together(wanted)
-        elif block.changes or any(block.pending.values()):
-            self.disk.sync_folder(self.folder)  # another may have been killed between its rename and its flush
-        self._unsure.difference_update(wanted)
-        for namespace, content in contents.items():
-            self._contents[namespace] = content
-            pending = self.pending[namespace]
-            for name, entry in block.pending[namespace].items():
-                if pending.get(name) is entry and (found := pending.pop(name)) is not entry:
-                    pending.setdefault(name, found)  # another thread was faster
+        with uninterrupted():  # what saves in a signal handler must not meet a save that is half done
+            for namespace, pending in block.pending.items():
+                old = self.stored(namespace)
+                new = contents[namespace] = changed(old, {**pending, **block.changes.get(namespace, {})})
+                if _encode(new) != _encode(old) or namespace in self._unsure:
+                    wanted[namespace] = new
+            # Until it has succeeded, what is in the file may not be what is on the disk; then it is written again.
+            self._unsure.update(wanted)
+            if len(wanted) == 1:
+                ((namespace, content),) = wanted.items()
+                self._replace(path_of(self.folder, namespace), content)
+            elif wanted:
+                self._commit_together(wanted)
+            elif block.changes or any(block.pending.values()):
+                self.disk.sync_folder(self.folder)  # another may have been killed between its rename and its flush
+            self._unsure.difference_update(wanted)
+            for namespace, content in contents.items():
+                self.known(namespace).take(content, marks=block.marks[namespace])
 
     def _commit_together(self, wanted: Mapping[str, dict[str, Value]]) -> None:
         journal = self.folder / JOURNAL
@@ -375,27 +456,16 @@ class JsonFiles:
             log.warning("variables.left_in_journal: %s", exc, extra={"path": str(journal), "reason": exc.message})
 
 
-class _Loading(dict[str, dict[str, Value]]):
-    """What is stored, by namespace, as it was when somebody first asked."""
-
-    def __init__(self, load: Callable[[str], dict[str, Value]]) -> None:
-        super().__init__()
-        self._load = load
-
-    def __missing__(self, namespace: str) -> dict[str, Value]:
-        content = self[namespace] = self._load(namespace)
-        return content
-
-
 class Block:
     """What one transaction sees and changes. The folder is locked for as long as it lasts."""
 
     def __init__(self, files: JsonFiles) -> None:
-        self.process = os.getpid()
         self.thread = threading.get_ident()
-        self.changes: dict[str, dict[str, tuple[Value | None]]] = {}
-        self.pending: dict[str, dict[str, tuple[Value | None]]] = {}
+        self.changes: dict[str, dict[str, Value | None]] = {}
+        self.pending: dict[str, Changes] = {}
         """What was to be stored of a namespace when the block first looked at it; what comes later comes after it."""
+        self.marks: dict[str, Changes] = {}
+        """What tells that apart from what comes later; see `Kept.take`."""
         self._views: dict[str, dict[str, Value]] = {}
         self._files = files
 
@@ -404,35 +474,67 @@ class Block:
         view = self._views.get(namespace)
         if view is None:
             content = self._files.stored(namespace)
-            self.pending[namespace] = dict(self._files.pending[namespace])
-            view = self._views[namespace] = _merged(content, self.pending[namespace])
+            self.pending[namespace], self.marks[namespace] = self._files.known(namespace).taken()
+            view = self._views[namespace] = changed(content, self.pending[namespace])
         return view
 
     def write(self, namespace: str, changes: Changes) -> None:
         """Change variables as this block sees them."""
-        entries = {name: (value,) for name, value in changes.items()}
-        self._views[namespace] = _merged(self.read(namespace), entries)
-        self.changes.setdefault(namespace, {}).update(entries)
+        self._views[namespace] = changed(self.read(namespace), changes)
+        self.changes.setdefault(namespace, {}).update(changes)
 
 
-def _merged(content: Mapping[str, Value], entries: Mapping[str, tuple[Value | None]]) -> dict[str, Value]:
-    merged = dict(content)
-    for name, (value,) in entries.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = value
-    return merged
+def _wait_for(take: Callable[[], bool], who: str) -> None:
+    """Return when ``take`` has succeeded: what it takes is then noted, for a signal handler that saves.
+
+    Raises:
+        BusyError: It did not for `WAIT_S`.
+    """
+    for _ in range(round(WAIT_S / _TURN_S)):
+        with uninterrupted():
+            if take():
+                return
+        deliver()
+    raise BusyError(f"{who}, and did so for {WAIT_S} s; try again")
 
 
 def _encode(content: Mapping[str, object]) -> bytes:
     return json.dumps(content, indent=4, ensure_ascii=False).encode()
 
 
-def _parse(data: bytes) -> dict[str, Any] | None:
-    """Return the object that ``data`` is the text of; None if it is not."""
+def _parse(data: bytes) -> object:
+    """Return what ``data`` is the JSON of, in any of Unicode's encodings: editors choose.
+
+    Raises:
+        ValueError: It is no JSON; no part of what `_encode` returns is but the whole.
+        StateError: It is nested too deeply to be read.
+    """
     try:
-        found: object = json.loads(data.decode("utf-8-sig"))  # some editors put a mark before the text
-    except (ValueError, RecursionError):
-        return None
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+        return json.loads(data, parse_int=_integer)
+    except RecursionError:
+        raise StateError("it is too deeply nested") from None
+
+
+def _integer(digits: str) -> int:
+    # Python refuses long ones, or takes minutes; one as long as that says the same: it does not fit.
+    return int(digits) if len(digits) <= 640 else 10 ** min(len(digits), 5_000)
+
+
+def _checked(found: object) -> dict[str, Value]:
+    """Return the variables that were read.
+
+    Raises:
+        StateError: No variables can be like that.
+    """
+    for name, value in _named(found).items():
+        try:
+            checked(name, value)
+        except StateError as exc:
+            raise StateError(f"of {shown(name)}: {exc.message}", variable=shown(name)) from exc
+    return cast("dict[str, Value]", found)
+
+
+def _named(found: object) -> dict[str, object]:
+    if not isinstance(found, dict):
+        raise StateError(f'{shown(found)} is no object such as {{"name": value}}')
+    return cast("dict[str, object]", found)

@@ -15,7 +15,7 @@ _METHODS: Final = frozenset({"get", "set", "load", "store"})
 
 
 class StateError(InvalidError):
-    """No variable can hold this value, or have this name."""
+    """No variable can hold this value, or have this name; or a file has such a one, which nothing changes then."""
 
 
 class AbsentError(NotFoundError, KeyError, AttributeError):
@@ -37,6 +37,7 @@ class Variables(Protocol):
 
         Raises:
             DamagedError: What is stored is not what was written, and there is nothing to restore it from.
+            StateError: Somebody stored there what no variable can hold.
         """
         ...
 
@@ -65,6 +66,18 @@ class Variables(Protocol):
         ...
 
 
+class Known:
+    """What a namespace answers without asking the place for its variables: ``shown``, as far as that goes."""
+
+    __slots__ = ("shown",)
+
+    def __init__(self) -> None:
+        self.shown: Mapping[str, Value] = {}
+
+
+_UNKNOWN: Final = Known()
+
+
 class StateNamespace:
     """A named set of variables: ``ns.cursor = 7``, ``ns.cursor`` (None if absent).
 
@@ -78,15 +91,18 @@ class StateNamespace:
     Args:
         variables: Where they are kept.
         namespace: The name; whether it is allowed is for ``variables`` to say.
+        known: Values that a place keeps at hand, true for whoever reads; what is not there is asked for.
     """
 
     # Names that no variable can have as an attribute, so that there is no other that one could collide with.
-    __slots__ = ("__namespace__", "__variables__")
+    __slots__ = ("__known__", "__namespace__", "__variables__")
+    __known__: Known
     __namespace__: str
     __variables__: Variables
 
-    def __init__(self, variables: Variables, namespace: str) -> None:
+    def __init__(self, variables: Variables, namespace: str, known: Known = _UNKNOWN) -> None:
         object.__setattr__(self, "__variables__", variables)
+        object.__setattr__(self, "__known__", known)
         object.__setattr__(self, "__namespace__", namespace)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -112,9 +128,15 @@ class StateNamespace:
         self.__variables__.store(self.__namespace__)
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _attributes and name[:2] == "__" == name[-2:]:
+        if name in _attributes:  # quickly: this is as often as an attribute of any object
+            value = self.__known__.shown.get(name)
+            if value is not None:
+                return value
+        elif name[:2] == "__" == name[-2:]:
             raise AttributeError(f"a namespace has no attribute {name!r}; a variable of this name is ns[{name!r}]")
         value = self.__variables__.find(self.__namespace__, name)
+        if value is not None:
+            _accept(name)
         if value is None and name == "keys":
             return self.__iter__
         return value
@@ -163,13 +185,17 @@ class StateNamespace:
 
 
 _attributes: Final[set[str]] = set()
-"""Names that `_check_attribute` has accepted: to look it up costs a tenth of looking into it. Never many."""
+"""Names of variables that are attributes: to look one up costs a tenth of looking into it. Never many."""
 
 
 def _check_attribute(name: str) -> None:
     if name in _METHODS or name[:2] == "__" == name[-2:]:
         raise StateError(f"{name!r} is no variable of a namespace by this way; write ns[{name!r}]", variable=name)
     checked(name, 0)
+    _accept(name)
+
+
+def _accept(name: str) -> None:
     if len(_attributes) < 10_000:
         _attributes.add(name)
 
