@@ -82,8 +82,8 @@ class Here(Source):
         return Powers
 
 is_working = True
-carry_out(Settings(home=home), Here(module="m", name="Powers", folder=home))
-print(next(counter))
+outcome = carry_out(Settings(home=home), Here(module="m", name="Powers", folder=home))
+print(outcome.status, next(counter))
 """
 
 
@@ -103,14 +103,19 @@ def check(home: Path) -> Path | None:
         pointed = client.find_snapshot(str(states[0].id))
     for path in folder.glob("[!.]*"):
         assert verify(path) == []
-    return None if pointed is None else folder / pointed
+    if pointed is None:
+        return None
+    assert (folder / pointed / ".snap" / "manifest.json").is_file()
+    return folder / pointed
 
 
 def test_killed_before_or_after_any_write_a_run_with_snapshots_carries_on(tmp_path: Path, is_full: bool) -> None:
     """What is visible is whole, what is pointed to is there, and the next attempts come to the same end."""
     whole = run(tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    writes = int(whole.stdout)
+    status, writes_made = whole.stdout.split()
+    assert status == "done"
+    writes = int(writes_made)
     assert writes > 60
     numbers = range(1, writes + 1)
     has_restored = 0
@@ -122,7 +127,8 @@ def test_killed_before_or_after_any_write_a_run_with_snapshots_carries_on(tmp_pa
             check(home)
 
             again = run(home)
-            assert again.returncode == 0, again.stderr
+            assert again.stdout.startswith("done "), again.stderr
+            assert list(home.glob("snapshots/*/.bad-*")) == []
             pointed = check(home)
             assert pointed is not None
             assert f'"power":{3**STEPS}' in (pointed / "power").read_text()

@@ -1,6 +1,11 @@
 """Snapshots of runs: restored is what was pointed to, with the variables that belong to it, or the run says so."""
 
+import copy
 import logging
+import os
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,8 +14,10 @@ import pytest
 
 from holdfast import (
     Cancelled,
+    DamagedError,
     EverySteps,
     LatestStatesKeeper,
+    OnSignal,
     PersistentStateMixin,
     PluginRun,
     Released,
@@ -193,13 +200,19 @@ def test_a_setting_says_how_often(config: dict[str, float], taken: int, home: Ho
         raise ValueError
 
     home.run(work, config=config, Config=SnapshotConfig)
-    assert len(home.names()) >= taken
-    assert bool(home.pointed) == bool(taken)
+    assert (len(home.names()), home.pointed != "") == (taken, taken == 1)
 
 
 @pytest.mark.parametrize(
     "exc, is_saved",
-    [(RetryLater("later"), True), (ValueError(), False), (Cancelled("by hand"), False)],
+    [
+        (RetryLater("later"), True),
+        (ExceptionGroup("of a TaskGroup", [RetryLater("later")]), True),
+        (SystemExit(), True),
+        (SystemExit(3), False),
+        (ValueError(), False),
+        (Cancelled("by hand"), False),
+    ],
 )
 def test_how_a_run_ends_says_whether_there_is_a_last_snapshot(exc: BaseException, is_saved: bool, home: Home) -> None:
     """A plugin that failed, or was stopped anywhere, may be in the middle of something."""
@@ -302,6 +315,171 @@ def test_a_damaged_snapshot_gives_way_to_an_earlier_one_and_its_variables(
     assert earlier in home.names()
 
 
+def test_what_a_restored_pod_never_pointed_to_is_not_fallen_back_to(home: Home) -> None:
+    """A backup of the Pod was restored: snapshots of the time after it are there, and belong to other items."""
+    state = str(home.state.id)
+    for n in (1, 2):
+        home.run(count_to(n))
+    backup = {name: home.variables(name) for name in ("", "holdfast")}
+    pointed = home.pointed
+    for n in (3, 4):
+        home.run(count_to(n), max_snapshots=2)
+    restored = [SetVariable(state, name, value, space) for space in backup for name, value in backup[space].items()]
+    home.store.apply(Batch((PointSnapshot(state, pointed), *restored)))
+    assert pointed not in home.names()
+
+    outcome = home.run(count_to(9))
+
+    assert outcome.exit_code == 6
+    assert home.variables() == {"n": 2}
+
+
+@pytest.mark.parametrize("what", ["counter", ".snap/manifest.json"])
+def test_a_snapshot_without_one_of_its_files_is_not_loaded(what: str, home: Home) -> None:
+    """Without its manifest nothing can be verified."""
+    for n in (1, 2):
+        home.run(count_to(n))
+    (home.snapshots / home.pointed / what).unlink()
+    assert seen(home) == (1, {"n": 1})
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("vocabulary.txt"), DamagedError("of another thing")])
+def test_what_an_object_raises_while_it_is_restored_damages_no_snapshot(error: Exception, home: Home) -> None:
+    """The run ends with that; the next one restores the same snapshot."""
+    for n in (1, 2):
+        home.run(count_to(n))
+    names = home.names()
+
+    def set_state(self: Any, tree: object) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Counter, "set_state", set_state)
+        assert type(error).__name__ in (home.run().error or "")
+    assert home.names() == names
+    assert seen(home) == (2, {"n": 2})
+
+
+def test_once_keeps_its_results_when_variables_go_back(home: Home) -> None:
+    """What was done was done."""
+    for n in (1, 2):
+        home.run(lambda plugin, n=n: (count_to(n)(plugin), plugin.once(f"effect {n}", lambda: n)))
+    _damage(home.snapshots / home.pointed)
+    results: list[int] = []
+    home.run(lambda plugin: results.append(plugin.once("effect 2", lambda: 99)))
+    assert (results, home.variables()) == ([2], {"n": 1})
+
+
+def test_a_forked_child_takes_no_snapshot(home: Home) -> None:
+    """Neither at a safe point nor when it returns from ``run``."""
+
+    def work(plugin: Any) -> None:
+        plugin.counter.n = 1
+        if (child := os.fork()) == 0:
+            plugin.counter.n = -1
+            plugin.safe_point()
+        else:
+            os.waitpid(child, 0)
+            plugin.counter.n = 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of 3.12: this process has threads
+        assert home.run(work, condition=EverySteps(1)).exit_code == 0
+    assert seen(home)[0] == 2
+
+
+def test_a_keeper_that_fails_fails_no_run(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    """The snapshot is there; what is there too long goes another time."""
+
+    class Fails(LatestStatesKeeper):
+        def cleanup(self) -> list[Path]:
+            raise ZeroDivisionError
+
+    with caplog.at_level(logging.WARNING):
+        outcome = home.run(count_to(3), snapshot_keeper=lambda plugin, folder: Fails(folder, 1))
+    assert outcome.exit_code == 0
+    assert "snapshot.not_cleaned" in [record.message for record in caplog.records]
+    assert seen(home)[0] == 3
+
+
+def test_a_snapshot_that_cannot_be_taken_is_not_why_a_run_is_retried(home: Home) -> None:
+    """On the way out it is a warning; at the end of a run it is an error, also if the object exits."""
+
+    class Broken(Counter):
+        def get_state(self) -> dict[str, int]:
+            raise SystemExit
+
+    def setup(plugin: Any) -> None:
+        plugin.snapshots.register("broken", Broken())
+
+    def later(plugin: Any) -> None:
+        raise RetryLater("later")
+
+    assert home.run(later, setup=setup).exit_code == 75
+    assert home.run(setup=setup).error == "PluginError: an object ended the program instead of returning its state"
+
+
+def test_each_run_has_a_condition_of_its_own(home: Home) -> None:
+    """It counts from the run's beginning, and one for signals is not copied."""
+    condition = EverySteps(3)
+
+    def work(plugin: Any) -> None:
+        plugin.safe_point()
+        raise ValueError
+
+    for _ in range(3):
+        home.run(work, condition=condition)
+    assert home.names() == []
+    signals = OnSignal(signal.SIGUSR1)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+        home.run(work, condition=signals | EverySteps(10))
+    finally:
+        signals.close()
+    assert copy.deepcopy(signals) is signals
+
+
+def test_a_new_object_needs_a_new_version(home: Home) -> None:
+    """Else a name that was changed by mistake would begin anew unseen."""
+
+    def setup(plugin: Any) -> None:
+        Counts.setup(plugin)
+        plugin.other = Counter()
+        plugin.snapshots.register("other", plugin.other)
+
+    home.run(count_to(3))
+    refused = home.run(setup=setup)
+    assert "does not hold 'other': give the class a greater state_version if that is new" in (refused.error or "")
+    found: list[int] = []
+
+    def work(plugin: Any) -> None:
+        found.extend([plugin.counter.n, plugin.other.n])
+
+    how: dict[str, Any] = {"setup": setup, "state_version": 2, "migrate_state": lambda plugin, variables, version: None}
+    assert home.run(work, **how).exit_code == 0
+    assert home.run(work, **how).exit_code == 0
+    assert found == [3, 0, 3, 0]
+
+
+def test_nothing_is_registered_after_setup(home: Home) -> None:
+    """It could not be restored."""
+    outcome = home.run(lambda plugin: plugin.snapshots.register("late", Counter()))
+    assert outcome.error == "ConflictError: 'late' cannot be registered any more: do that in setup()"
+
+
+def test_snapshots_are_taken_in_the_thread_of_the_run(home: Home) -> None:
+    """A safe point of another one may stop it, and saves nothing that the run changes at that moment."""
+
+    def work(plugin: Any) -> None:
+        thread = threading.Thread(target=plugin.safe_point)
+        thread.start()
+        thread.join()
+        raise ValueError
+
+    home.run(work, condition=EverySteps(1), setup=Counts.setup)
+    assert len(home.names()) == 1
+
+
 def test_without_a_whole_snapshot_nothing_is_begun_anew(home: Home) -> None:
     """The run ends with the reason, and what is there stays for whoever looks into it."""
     home.run(count_to(1))
@@ -386,6 +564,20 @@ def test_variables_of_an_older_version_are_migrated_once_and_kept(home: Home) ->
     assert calls == [({"n": 2}, 1)]
     assert (home.variables(), home.variables("before-v1")) == ({"doubled": 4}, {"n": 2})
     assert is_pinned(home.snapshots / before)
+
+
+def test_what_a_migration_read_is_not_what_the_run_reads(home: Home) -> None:
+    """The variables are read anew."""
+    home.run(count_to(2))
+    found: list[object] = []
+
+    def migrate(plugin: Any, variables: dict[str, Value], from_version: int) -> dict[str, Value]:
+        return {"doubled": 2 * plugin.state.n}
+
+    home.run(
+        lambda plugin: found.extend([plugin.state.n, plugin.state.doubled]), state_version=2, migrate_state=migrate
+    )
+    assert found == [None, 4]
 
 
 def test_a_migration_that_fails_changes_nothing(home: Home) -> None:

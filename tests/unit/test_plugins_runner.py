@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 
-from holdfast import Cancelled, ConflictError, FencedError, GiveUp, InvalidError, PluginRun, Released, RetryLater
+from holdfast import (
+    Cancelled,
+    ConflictError,
+    FencedError,
+    GiveUp,
+    HoldfastError,
+    InvalidError,
+    PluginRun,
+    Released,
+    RetryLater,
+)
 from holdfast.engine import Runner, Timing, abort, begin_run, edit, find_lease, find_unfinished, get_state, retry
 from holdfast.plugins import StatefulPlugin
 from holdfast.pod import Pod
 from holdfast.runs import Outcome, Status
-from holdfast.store import Batch, EndLease, Store
+from holdfast.store import Batch, EndLease, Query, Store
 from holdfast.testing import MemoryStore
 
 
@@ -70,6 +80,10 @@ def failing(exc: BaseException) -> Callable[[Any], object]:
         (failing(Cancelled("by hand")), Outcome(status=Status.ABORTED, error="by hand", exit_code=5)),
         (failing(Released()), Outcome(status=Status.READY, exit_code=143)),
         (failing(RetryLater("x", after=5)), Outcome(status=Status.READY, error="x", exit_code=75, retry_after_s=5)),
+        (failing(RetryLater(OSError("away"))), Outcome(status=Status.READY, error="away", exit_code=75)),
+        (failing(RetryLater(60)), Outcome(status=Status.READY, error="60", exit_code=75)),
+        (failing(HoldfastError("x")), Outcome(status=Status.ERROR, error="HoldfastError: x", exit_code=7)),
+        (lambda plugin: list(plugin.track([1], total=-3)), Outcome(status=Status.DONE, exit_code=0)),
         (failing(SystemExit(0)), Outcome(status=Status.DONE, exit_code=0)),
         (failing(GeneratorExit()), Outcome(status=Status.ERROR, error="GeneratorExit: ", exit_code=7)),
         (failing(FencedError("x")), Outcome(status=Status.ERROR, error="FencedError: x", exit_code=5)),
@@ -115,8 +129,6 @@ def test_what_a_plugin_raises_decides(
 
 
 def _states() -> Any:
-    from holdfast.store import Query
-
     return Query(type="PersistentState")
 
 
@@ -155,6 +167,50 @@ def test_code_that_shrugs_off_errors_stops_at_a_safe_point_of_a_fenced_run(store
     outcome, status = drive(store, tmp_path, work, timing=Timing(look_s=0.01))
 
     assert (outcome.status, outcome.exit_code, status, steps) == (None, 5, "started", [])
+
+
+def test_what_a_plugin_asked_of_its_user_is_not_forgotten_when_it_is_stopped(store: Kept, tmp_path: Path) -> None:
+    """Its own move stands; the exit code says why the process ended."""
+
+    def work(plugin: Any) -> None:
+        plugin.action_required()
+        raise Released
+
+    outcome, status = drive(store, tmp_path, work)
+    assert (outcome.exit_code, status) == (143, "userActionNeeded")
+
+
+def test_ctrl_c_in_an_application_reaches_it(store: Kept, tmp_path: Path) -> None:
+    """The run can be carried on, and whoever pressed it is heard."""
+    with pytest.raises(KeyboardInterrupt):
+        drive(store, tmp_path, failing(KeyboardInterrupt()))
+    [run] = [each.item for each in store.search(Query(type="PluginRun"))]
+    assert run.properties["status"] == "ready"
+
+
+def test_a_group_may_be_as_deep_as_it_likes(store: Kept, tmp_path: Path) -> None:
+    """It is a plugin's, and may be anything."""
+    exc: Exception = GiveUp("enough")
+    for _ in range(3000):
+        exc = ExceptionGroup("deeper", [exc])
+    _, status = drive(store, tmp_path, failing(exc))
+    assert status == "error"
+
+
+def test_a_runner_drives_one_run(store: Kept, tmp_path: Path) -> None:
+    """What it has been told of the first would stop the second."""
+    client = Pod(store)
+    state = get_state(client, "m:Works")
+    runs = [begin_run(client, state, {"pluginModule": "m", "pluginName": "Works"}) for _ in range(2)]
+
+    class Works(StatefulPlugin):
+        def run(self) -> None:
+            """Do nothing."""
+
+    runner = Runner(lambda: store, locks=tmp_path / "locks")
+    runner.drive(Works, runs[0], state, {})
+    with pytest.raises(InvalidError, match="make another one for each run"):
+        runner.drive(Works, runs[1], state, {})
 
 
 class Cell:

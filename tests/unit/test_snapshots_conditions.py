@@ -2,8 +2,11 @@
 
 import math
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +133,19 @@ def test_signals_are_taken_in_the_main_thread_only() -> None:
     thread.start()
     thread.join()
     assert len(found) == 1
+
+
+def test_variables_in_files_leave_it_to_the_condition_to_go_on(tmp_path: Path) -> None:
+    """They are saved when the signal comes, and do not end the process that has decided to save first."""
+    code = """
+import signal, sys
+from holdfast import OnSignal, State
+state = State(sys.argv[1], save_delay=None)
+state.ns.a = 1
+condition = OnSignal()
+signal.raise_signal(signal.SIGTERM)
+print(condition(), condition())
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True False\n", "")
+    assert "\"a\": 1" in (tmp_path / "ns.json").read_text(encoding="utf-8")

@@ -55,6 +55,7 @@ def migrate(plugin: StatefulPlugin, client: Pod, state: str, folder: Path | None
         put_variables(client, state, variables, f"before-v{found}")
         put_variables(client, state, migrated if changed is None else changed)
         put_version(client, state, wanted)
+    plugin.state.load()  # what it read meanwhile is not what is there
     _log.info("state.migrated", extra={"state": state, "from_version": found, "version": wanted})
 
 

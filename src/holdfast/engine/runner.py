@@ -13,7 +13,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -37,6 +38,8 @@ _log: Final = logging.getLogger(__name__)
 _REPORT_EVERY_S: Final = 1.0
 _MAX_ERROR: Final = 2000
 """Characters of a failure's reason that are kept on the run; the traceback is in its log."""
+
+WORKING: Final = frozenset({Status.STARTED, Status.AUTHENTICATED, Status.DAEMON})
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -84,6 +87,9 @@ class Runner:
         self._thread_id = 0
         self._is_over = threading.Event()
         self._is_interrupted = False
+        self._interrupting = threading.Lock()
+        self._is_saving = False
+        self._interrupt: KeyboardInterrupt | None = None
 
     def drive(
         self, cls: type[PluginBase], run: PluginRun, state: PersistentState, config: Mapping[str, Any]
@@ -98,6 +104,8 @@ class Runner:
         """
         if run.id is None or state.id is None:
             raise InvalidError("a run and its plugin state must be in the Pod before it can be carried out")
+        if self._run:
+            raise InvalidError(f"this runner has driven run {self._run!r}: make another one for each run", run=run.id)
         arguments = arguments_from(cls, config)
         self._run, self._pid, self._thread_id = run.id, os.getpid(), threading.get_ident()
         hold = Hold(
@@ -115,7 +123,10 @@ class Runner:
             _log.info("run.started", extra={"run": self._run, "state": state.id})
             self._listen()
             outcome = self._carry_on(cls, run, state, arguments, _LentPod(store, fence=hold.fence))
-            return self._finish(hold, store, outcome)
+            outcome = self._finish(hold, store, outcome)
+            if self._interrupt is not None:
+                raise self._interrupt
+            return outcome
         finally:
             self._is_over.set()
             hold.close()
@@ -125,11 +136,12 @@ class Runner:
 
     def safe_point(self) -> None:
         """Raise what the run is to stop with, if it is to stop; never what an `except Exception` shrugs off."""
-        is_here = self._saving is not None and threading.get_ident() == self._thread_id  # snapshots are the run's own
-        if self._saving is not None and is_here and self._stop_with is None:
-            self._saving.at_safe_point()
-        elif self._saving is not None and is_here and isinstance(self._stop_with, Released):
-            self._saving.save_if_it_can_be()
+        # Snapshots are taken in the run's own thread: what others do meanwhile is for the plugin to order.
+        if threading.get_ident() == self._thread_id and os.getpid() == self._pid:
+            if self._saving is not None and self._stop_with is None:
+                self._saving.at_safe_point()
+            elif isinstance(self._stop_with, Released):
+                self._save_on_the_way_out()
         if isinstance(self._stop_with, Exception):
             raise Cancelled(str(self._stop_with)) from self._stop_with
         if self._stop_with is not None:
@@ -147,7 +159,7 @@ class Runner:
 
     def _fraction(self) -> float | None:
         done, total = self._progress or (0, None)
-        return min(1.0, done / total) if total else None
+        return min(1.0, done / total) if total is not None and total > 0 else None
 
     # -- driving ------------------------------------------------------------------------------------------------------
 
@@ -162,6 +174,7 @@ class Runner:
             finally:
                 self._leave()
         except BaseException as exc:  # noqa: BLE001 -- the runner's boundary
+            self._leave()  # again: it may have been interrupted
             return self._ended_by(exc)
         return Outcome(status=Status.DONE, exit_code=0)
 
@@ -179,16 +192,32 @@ class Runner:
                     asyncio.run(_wait_for(found))
                 else:
                     _check_was_run(found, f"{cls.__name__}.run")
-            except RetryLater:
-                if self._saving is not None:
-                    self._saving.save_if_it_can_be()
+            except BaseException as exc:
+                if os.getpid() == self._pid and _is_retried(exc):
+                    self._save_on_the_way_out()
+                elif not _is_exit(exc):
+                    raise
+                else:
+                    self._save()
                 raise
-            if self._saving is not None:
-                self._saving.save()
+            self._save()
         finally:
             saving, self._saving = self._saving, None
-            if saving is not None:
+            if saving is not None and os.getpid() == self._pid:
                 saving.close()
+
+    def _save(self) -> None:
+        if self._saving is not None and os.getpid() == self._pid:  # a forked child's memory is not the run's
+            self._saving.save()
+
+    def _save_on_the_way_out(self) -> None:
+        """Take a last snapshot, if it can be taken; meanwhile the plugin is not the one that takes its time."""
+        if self._saving is not None:
+            self._is_saving = True
+            try:
+                self._saving.save_if_it_can_be()
+            finally:
+                self._is_saving = False
 
     def _prepare(
         self, cls: type[PluginBase], run: PluginRun, state: PersistentState, arguments: dict[str, Any], client: Pod
@@ -206,6 +235,7 @@ class Runner:
             migrate(plugin, client, str(state.id), folder)
             _check_was_run(plugin.setup(), f"{cls.__name__}.setup")
             if not plugin.snapshots.registered:
+                plugin.snapshots.close()
                 return plugin
             if folder is None:
                 raise InvalidError(
@@ -216,6 +246,7 @@ class Runner:
             saving = Saving(plugin, state=str(state.id), folder=folder, client=client, disk=self._disk)
             try:
                 if saving.restore():
+                    plugin.snapshots.close()
                     self._saving, saving = saving, None
                     return plugin
             finally:
@@ -226,29 +257,36 @@ class Runner:
         """Note that the plugin's code is behind us: from here on nothing may interrupt this thread."""
         if os.getpid() != self._pid:
             os._exit(0)  # a child that the plugin forked and that came back up to here: it is not the run
-        self._is_over.set()
-        if self._is_interrupted:  # Withdraw what is on its way. Not always: with none, Python 3.11 hangs once traced.
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
+        with self._interrupting:
+            self._is_over.set()
+            if self._is_interrupted:  # Withdraw what is on its way. Not always: with none, Python 3.11 hangs if traced.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), None)
 
     def _ended_by(self, exc: BaseException) -> Outcome:
         """Say what becomes of a run whose plugin raised ``exc``, which may be a group, as of a `TaskGroup`."""
-        parts = list(_parts(exc))
+        parts = _parts(exc)
         signals = [each for each in parts if isinstance(each, (Cancelled, Released))]
         if self._stop_with is not None or signals:  # what a plugin raises on its way out is not why it ended
+            if len(signals) < len(parts):
+                _log.warning("run.failed_on_its_way_out", extra={"run": self._run}, exc_info=exc)
             return self._stopped(self._stop_with or signals[0])
-        delays = [each for each in parts if isinstance(each, RetryLater)]
-        if len(delays) == len(parts):
+        if _is_retried(exc):
+            delays = [each for each in parts if isinstance(each, RetryLater)]
             last = max(delays, key=lambda each: each.after_s or 0)
             return Outcome(status=Status.READY, error=_clean(last.reason), exit_code=75, retry_after_s=last.after_s)
-        if isinstance(exc, SystemExit) and exc.code in (None, 0):
+        if _is_exit(exc):
             return Outcome(status=Status.DONE, exit_code=0)
+        if isinstance(exc, KeyboardInterrupt) and not self._owns_process:  # it is meant for the application
+            self._interrupt = exc
+            return Outcome(status=Status.READY, exit_code=128 + signal.SIGINT)
         _log.error("run.failed", extra={"run": self._run}, exc_info=exc)
         # A fenced run ends so as well, as it seems; its end is then refused, and it is left alone.
         why = next((each for each in parts if isinstance(each, GiveUp)), parts[0] if len(parts) == 1 else exc)
         reason = _text(why) if isinstance(why, GiveUp) else f"{type(why).__name__}: {_text(why)}"
         if why is exc and len(parts) > 1:
             reason += "".join(f"; {type(each).__name__}: {_text(each)}" for each in parts)
-        code = why.exit_code if isinstance(why, HoldfastError) else PluginError.exit_code
+        is_of_a_kind = isinstance(why, HoldfastError) and type(why) is not HoldfastError
+        code = why.exit_code if isinstance(why, HoldfastError) and is_of_a_kind else PluginError.exit_code
         return Outcome(status=Status.ERROR, error=_clean(reason), exit_code=code)
 
     def _stopped(self, why: BaseException) -> Outcome:
@@ -263,13 +301,19 @@ class Runner:
             _log.warning("run.left", extra={"run": self._run, "reason": outcome.error})
             return outcome
         try:
-            hold.finish(store, outcome.status, outcome.error, progress=self._fraction())
+            if outcome.status is Status.READY and self._status(store) not in WORKING:  # the plugin's own move stands
+                outcome = replace(self._settled(hold, store), exit_code=outcome.exit_code)
+            else:
+                hold.finish(store, outcome.status, outcome.error, progress=self._fraction())
         except FencedError as exc:
             return self._finish(hold, store, Outcome(status=None, error=str(exc), exit_code=exc.exit_code))
         except ConflictError:
             outcome = self._settled(hold, store)
         _log.info("run.ended", extra={"run": self._run, "status": str(outcome.status)})
         return outcome
+
+    def _status(self, store: Store) -> Status:
+        return status_of(store.find_items([self._run])[self._run].properties.get("status"))
 
     def _settled(self, hold: Hold, store: Store) -> Outcome:
         """Leave the run where its plugin has put it itself, as `StatefulPlugin.failed` does, and let go of it."""
@@ -298,15 +342,21 @@ class Runner:
         """Interrupt a plugin that comes to no safe point; end the process if even that does not help."""
         if self._is_over.wait(self._timing.grace_s):
             return
+        while self._is_saving and isinstance(self._stop_with, Released):  # whoever cannot wait sends a second signal
+            if self._is_over.wait(self._timing.look_s):
+                return
         _log.warning("run.interrupted", extra={"run": self._run})
         if self._thread_id == threading.main_thread().ident and callable(signal.getsignal(signal.SIGTERM)):
             # A signal ends a blocking call as well, and waits for a commit.
             signal.pthread_kill(self._thread_id, signal.SIGTERM)
             if self._is_over.wait(self._timing.grace_s / 2):
                 return
-        self._is_interrupted = True
-        cancelled = ctypes.py_object(Cancelled)  # `_stop_with` says why
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), cancelled)
+        with self._interrupting:
+            if self._is_over.is_set():
+                return
+            self._is_interrupted = True
+            cancelled = ctypes.py_object(Cancelled)  # `_stop_with` says why
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread_id), cancelled)
         if self._is_over.wait(self._timing.grace_s / 2):
             return
         _log.error("run.killed", extra={"run": self._run})
@@ -361,20 +411,33 @@ def _check_was_run(found: object, what: str) -> None:
         raise InvalidError(message + ("" if what.endswith(".run") else ", nor be async"))
 
 
-def _parts(exc: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions of a group, and of the groups in it; one that is no group by itself."""
-    if isinstance(exc, BaseExceptionGroup):
-        for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
-            yield from _parts(each)
-    else:
-        yield exc
+def _parts(exc: BaseException) -> list[BaseException]:
+    """Return the exceptions of a group, and of the groups in it; one that is no group by itself."""
+    found: list[BaseException] = []
+    left = [exc]
+    while left:
+        each = left.pop()
+        if isinstance(each, BaseExceptionGroup):
+            left.extend(reversed(cast("BaseExceptionGroup[BaseException]", each).exceptions))
+        else:
+            found.append(each)
+    return found
+
+
+def _is_retried(exc: BaseException) -> bool:
+    return all(isinstance(each, RetryLater) for each in _parts(exc))
+
+
+def _is_exit(exc: BaseException) -> bool:
+    """Say whether this is `sys.exit()` of one that is content."""
+    return isinstance(exc, SystemExit) and (exc.code is None or (isinstance(exc.code, int) and exc.code == 0))
 
 
 def _text(exc: BaseException) -> str:
     """Return what an exception of a plugin says, if it can say anything."""
     try:
         return str(exc)
-    except Exception as broken:  # noqa: BLE001 -- it is the plugin's code that answers
+    except BaseException as broken:  # noqa: BLE001 -- it is the plugin's code that answers
         return f"(its text cannot be had: {type(broken).__name__})"
 
 

@@ -11,6 +11,7 @@ takes its place, and its variables theirs, in one fenced write.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import threading
 import time
@@ -20,20 +21,27 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from holdfast.disk import Disk, ExistsError, MissingError
-from holdfast.engine.migrating import put_variables, put_version
-from holdfast.errors import DamagedError, FencedError, HoldfastError
+from holdfast.engine.migrating import OURS, put_variables, put_version
+from holdfast.errors import DamagedError, FencedError, HoldfastError, NotFoundError, PluginError
 from holdfast.plugins import StatefulPlugin
 from holdfast.pod import Pod
 from holdfast.snapshots.manifest import read_manifest
 from holdfast.snapshots.reading import verify
 from holdfast.snapshots.removal import Candidate, Decision, find_candidates, remove
 from holdfast.snapshots.saving import Save, StateStore
-from holdfast.store import PointSnapshot
+from holdfast.store import PointSnapshot, SetVariable
 from holdfast.values import Value
 
 _log: Final = logging.getLogger(__name__)
 
 _MARK: Final = Path(".snap", "pointed")
+"""In a snapshot that a plugin state has pointed to: the others are garbage."""
+
+_EARLIER: Final = "snapshots"
+_MAX_EARLIER: Final = 20
+
+_TRIES: Final = 3
+"""On the way out: the first may tell what went wrong with the snapshot before, and the second tell it again."""
 
 
 class Saving:
@@ -57,10 +65,12 @@ class Saving:
         self._version = plugin.state_version
         self._disk.put_folder(folder)
         self._store = StateStore(folder)
-        for name, each in plugin.snapshots.registered.items():
+        self._registered = dict(plugin.snapshots.registered)
+        for name, each in self._registered.items():
             self._store.register(name, each)
         # Conditions count and remember: one that stands on the class is everybody's.
         self._condition = copy.deepcopy(plugin.snapshot_condition())
+        self._condition.reset()
         self._keeper = plugin.snapshot_keeper(folder)
         self._keeper.protected = self._protected
         self._thread: threading.Thread | None = None
@@ -77,6 +87,8 @@ class Saving:
 
         Raises:
             DamagedError: There is no earlier one that is whole.
+            NotFoundError: It does not hold what is registered, though it is of this ``state_version``.
+            Exception: What an object of the plugin raised.
         """
         pointed = self._client.find_snapshot(self._state)
         self._forget_unpointed(pointed)
@@ -84,13 +96,36 @@ class Saving:
             return True
         path = self._folder / pointed
         try:
-            self._store.load_state(path)
+            self._load(path)
         except (DamagedError, FileNotFoundError) as exc:
+            if not _is_damaged(path):  # then it is an object of the plugin that says so, of something else
+                raise
             self._fall_back(path, exc)
             return False
         _mark(path, self._disk)  # whoever pointed to it may have died before
         _log.info("snapshot.restored", extra={"state": self._state, "snapshot": pointed})
         return True
+
+    def _load(self, path: Path) -> None:
+        """Load a snapshot; what it does not hold stays as it was set up, if it is of an older version."""
+        manifest = read_manifest(path)
+        missing = [name for name in self._registered if name not in manifest.objects]
+        if not missing:
+            self._store.load_state(path)
+            return
+        facts = {"state": self._state, "snapshot": path.name, "missing": missing}
+        if cast("int", manifest.attached["state_version"]) >= self._version:
+            message = (
+                f"snapshot {path.name!r} does not hold {', '.join(map(repr, missing))}: give the class a greater "
+                "state_version if that is new"
+            )
+            raise NotFoundError(message, **facts)
+        _log.warning("snapshot.lacks", extra=facts)
+        with StateStore(self._folder) as store:
+            for name, each in self._registered.items():
+                if name not in missing:
+                    store.register(name, each)
+            store.load_state(path)
 
     def at_safe_point(self) -> None:
         """Take a snapshot if the condition says so; it is written, and pointed to, in the background.
@@ -120,21 +155,31 @@ class Saving:
         """Take a snapshot, as `save` does; but on the way out it is not worth an error, and no open block is in it."""
         if self._client.block is not None:
             return
-        try:
-            self.save()
-        except HoldfastError as exc:
-            _log.warning("snapshot.lost", extra={"state": self._state, "reason": str(exc)})
+        for _ in range(_TRIES):
+            try:
+                self.save()
+            except Exception as exc:  # noqa: BLE001 -- what a plugin's objects raise as well
+                self._say_lost(exc)
+            else:
+                return
 
     def close(self) -> None:
         """Wait until the snapshot that is being saved is pointed to: it is good, however the run ended."""
-        try:
-            self._settle()
-            self._store.close()
-        except HoldfastError as exc:
-            _log.warning("snapshot.lost", extra={"state": self._state, "reason": str(exc)})
+        for each in (self._settle, self._store.close):
+            try:
+                each()
+            except Exception as exc:  # noqa: BLE001 -- as above
+                self._say_lost(exc)
+
+    def _say_lost(self, exc: Exception) -> None:
+        reason = f"{type(exc).__name__}: {exc}"
+        _log.warning("snapshot.lost", extra={"state": self._state, "reason": reason})
 
     def _begin(self) -> None:
-        save = self._store.save_state_async(attached=self._attached())
+        try:
+            save = self._store.save_state_async(attached=self._attached())
+        except SystemExit as exc:
+            raise PluginError("an object ended the program instead of returning its state") from exc
         self._thread = threading.Thread(target=self._complete, args=(save,), name="snapshot", daemon=True)
         self._thread.start()
 
@@ -151,16 +196,32 @@ class Saving:
         """In the background: wait until the snapshot is durable, point to it, and let the keeper look."""
         try:
             path = save.result()
-            self._client.add(PointSnapshot(self._state, path.name))
+            earlier = [name for name in self._earlier() if name != path.name]
+            with self._client.transaction():
+                self._client.add(PointSnapshot(self._state, path.name))
+                self._put_earlier([path.name, *earlier])
             _mark(path, self._disk)
-            facts = {"state": self._state, "snapshot": path.name, "stall_s": round(save.stall_s, 6)}
-            _log.info("snapshot.taken", extra=facts)
-            self._keeper.append(path)
-            self._keeper.cleanup()
         except FencedError as exc:  # the runner learns it by itself, and says it better
-            _log.warning("snapshot.lost", extra={"state": self._state, "reason": str(exc)})
+            self._say_lost(exc)
+            return
         except Exception as exc:  # noqa: BLE001 -- a thread has nobody to raise to: the next safe point does
             self._error = exc
+            return
+        facts = {"state": self._state, "snapshot": path.name}
+        _log.info("snapshot.taken", extra={**facts, "stall_s": round(save.stall_s, 6)})
+        try:
+            self._keeper.append(path)
+            self._keeper.cleanup()
+        except Exception as exc:  # noqa: BLE001 -- nothing was lost: what is there too long goes another time
+            _log.warning("snapshot.not_cleaned", extra={**facts, "reason": f"{type(exc).__name__}: {exc}"})
+
+    def _earlier(self) -> list[str]:
+        """Return which snapshots the plugin state pointed to, the last one first: the Pod knows, and no clock."""
+        text = self._client.variables(self._state, OURS).get(_EARLIER)
+        return cast("list[str]", json.loads(text)) if isinstance(text, str) else []
+
+    def _put_earlier(self, names: list[str]) -> None:
+        self._client.add(SetVariable(self._state, _EARLIER, json.dumps(names[:_MAX_EARLIER]), OURS))
 
     def _attached(self) -> dict[str, Any]:
         return {"state_version": self._version, "variables": dict(self._client.variables(self._state))}
@@ -180,7 +241,11 @@ class Saving:
                 _log.info("snapshot.forgotten", extra={"state": self._state, "snapshot": each.path.name})
 
     def _fall_back(self, damaged: Path, reason: Exception) -> None:
-        for path in [each.path for each in find_candidates(self._folder) if each.path != damaged and _is_marked(each)]:
+        earlier = self._earlier()
+        if damaged.name in earlier:
+            earlier = earlier[earlier.index(damaged.name) + 1 :]
+        for at, name in enumerate(earlier):
+            path = self._folder / name
             if _is_damaged(path):
                 continue
             attached = read_manifest(path).attached
@@ -188,6 +253,7 @@ class Saving:
                 put_variables(self._client, self._state, cast("Mapping[str, Value]", attached["variables"]))
                 put_version(self._client, self._state, cast("int", attached["state_version"]))
                 self._client.add(PointSnapshot(self._state, path.name))
+                self._put_earlier(earlier[at:])
             _log.warning(
                 "snapshot.fell_back",
                 extra={"state": self._state, "snapshot": path.name, "damaged": damaged.name, "reason": str(reason)},

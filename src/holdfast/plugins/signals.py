@@ -12,15 +12,18 @@ class RetryLater(Exception):  # noqa: N818 -- it is no error, and the author's w
 
     Args:
         after: How long to wait at least, in seconds or as a timedelta; None: as the runner sees fit.
-        reason: What is missing, for the user.
+        reason: What is missing, for the user: a text, or the exception that says it.
     """
 
-    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
+    reason = ""
+    after_s: float | None = None
+
+    def __init__(self, reason: object = "", *, after: float | timedelta | None = None) -> None:
         super().__init__(reason)
         seconds = after.total_seconds() if isinstance(after, timedelta) else after
         if seconds is not None and not 0 <= seconds <= 366 * 24 * 3600:
             raise InvalidError(f"a run cannot be retried after {seconds!r} s: 0 s to a year are allowed")
-        self.reason = reason
+        self.reason = str(reason)
         self.after_s = seconds
 
 

@@ -49,6 +49,11 @@ class Snapshots:
 
     def __init__(self) -> None:
         self.registered: dict[str, object] = {}
+        self._is_closed = False
+
+    def close(self) -> None:
+        """Take no more: what is restored has been restored."""
+        self._is_closed = True
 
     def register(self, name: str, state: object) -> None:
         """Have ``state`` saved in each snapshot under ``name``, and restored from it when a run resumes.
@@ -58,7 +63,10 @@ class Snapshots:
 
         Raises:
             KeyError: The name is used already.
+            ConflictError: `StatefulPlugin.setup` is over; what is registered later could not be restored.
         """
+        if self._is_closed:
+            raise ConflictError(f"{name!r} cannot be registered any more: do that in setup()")
         if name in self.registered:
             raise KeyError(f"{name!r} is registered already")
         self.registered[name] = state

@@ -138,6 +138,10 @@ class OnSignal(SaveCondition):
         """See `SaveCondition.reset`."""
         self._is_due = False
 
+    def __deepcopy__(self, memo: object) -> OnSignal:
+        """Return this one: the signals come to it."""
+        return self
+
     def close(self) -> None:
         """Let the signals do what they did before; one whose handler is another's by now is left to it."""
         for number, before in self._before.items():

@@ -74,6 +74,8 @@ def is_awaited() -> bool:
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     del frame
     _save_at_exit()
+    if signal.getsignal(number) is not _on_sigterm:  # somebody took over and calls us first: it is theirs to end
+        return
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
