@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import pods, processes, runs, snapshots, variables
+from benchmarks import loading, pods, processes, runs, snapshots, variables
 from benchmarks.measure import Row, table
 
 
@@ -34,6 +34,7 @@ def main() -> None:
             runs.Bench(folder=here, rounds=options.rounds),
             snapshots.Bench(folder=here, rounds=options.rounds, mib=options.mib),
             variables.Bench(folder=here, rounds=options.rounds),
+            loading.Bench(folder=here, rounds=options.rounds),
         ):
             for row in bench.rows():
                 rows.append(row)

@@ -38,6 +38,8 @@ from holdfast.plugins import RetryLater as RetryLater
 from holdfast.plugins import SnapshotConfig as SnapshotConfig
 from holdfast.plugins import StatefulPlugin as StatefulPlugin
 from holdfast.plugins import register_base_schemas as register_base_schemas
+from holdfast.plugins.current import current as current
+from holdfast.plugins.loader import PluginLoader as PluginLoader
 from holdfast.runs import RUN_ABORTED as RUN_ABORTED
 from holdfast.runs import RUN_AUTHENTICATED as RUN_AUTHENTICATED
 from holdfast.runs import RUN_DAEMON as RUN_DAEMON
