@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(7200)  # for --full; a sample takes seconds
 OTHER_KEY = bytes(range(1, 33))
 
 WITH_FIRST = {
-    "items": {"run1": {"pluginName": "kill"}, "first": {"name": "first"}},
+    "items": {"run1": {"pluginName": "kill", "status": "idle"}, "first": {"name": "first"}},
     "versions": {"run1": 1, "first": 1},
     "edges": [],
     "variables": {"head": 1, "keep": "me"},
