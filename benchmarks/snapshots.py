@@ -72,7 +72,6 @@ class Bench:
         size = self.mib * 2**20
         with StateStore(place / "states", "%s.%f") as store:
             store.register("model", state)
-            store.prepare()
             store.save_state()
             change = itertools.cycle(range(1, 256))
 
@@ -97,6 +96,10 @@ class Bench:
                 touch()
                 forget(place / "states")
                 return cost(store.save_state)
+
+            def raw() -> Cost:
+                file.unlink(missing_ok=True)
+                return cost(partial(write_raw, file, memory))
 
             def copy_all() -> None:
                 for name, array in arrays.items():
@@ -123,7 +126,7 @@ class Bench:
                 f"durable snapshot: {shown}, all changed",
                 "raw write around the cache",
                 measure=partial(whole, dense),
-                measure_limit=partial(cost, partial(write_raw, file, memory)),
+                measure_limit=raw,
                 goal=1.25,
             )
             yield compared(
@@ -134,7 +137,7 @@ class Bench:
                 goal=0.2,
             )
             path = store.save_state()
-            write_raw(file, memory)
+            raw()
             yield compared(
                 f"load and verify: {shown}",
                 "raw read around the cache",
@@ -269,8 +272,7 @@ def page_aligned(size: int) -> memoryview:
 
 def write_raw(path: Path, memory: memoryview) -> None:
     """Write memory to a new file, around the cache, and flush it."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT)
     for start in range(0, len(memory), BLOCK_BYTES):
         os.pwrite(fd, memory[start : start + BLOCK_BYTES], start)
     os.fsync(fd)

@@ -1,7 +1,7 @@
 """The door to the file system: how bytes become durable, and who may touch a file now.
 
 Hides temporary files, flushes and their order, links, locks, the mount table, what differs between systems, and
-`OSError`. Knows nothing of what the files hold, and keeps nothing between two calls.
+`OSError`. Knows nothing of what the files hold, and keeps nothing between two calls but threads that wait for flushes.
 
 The failure argument, once for all of `Disk`; each method adds what is its own:
 
@@ -31,10 +31,11 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
@@ -46,6 +47,7 @@ from holdfast.errors import (
     NotFoundError,
     UnavailableError,
 )
+from holdfast.interrupts import uninterrupted
 
 if sys.platform == "win32":
     import msvcrt
@@ -76,6 +78,7 @@ NETWORK_FILESYSTEMS: Final = frozenset((
 _ATTEMPTS: Final = 16
 _CHUNK_BYTES: Final = 65536
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
+_HELPERS: Final = 3
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.05
 _MAX_PARTS: Final = 512  # of memory, in one write; systems allow 1024
@@ -223,11 +226,41 @@ def _release_in_child() -> None:
         with suppress(OSError):
             os.close(fd)
     _held.clear()
+    _helpers.cache_clear()  # a fork takes no threads along
     _forking.release()
 
 
 if sys.platform != "win32":
     os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_release_in_child)
+
+
+_Calls = SimpleQueue[tuple[Callable[[], object], "SimpleQueue[Exception | None]"]]
+
+
+@cache
+def _helpers() -> _Calls:
+    """Return where some threads, which last as long as the process, take what they are to call.
+
+    A flush mostly waits, and those that wait together cost a disk little more than one.
+    """
+    calls: _Calls = SimpleQueue()
+
+    def help_out() -> None:
+        while True:
+            _make(*calls.get())
+
+    for _ in range(_HELPERS):
+        threading.Thread(target=help_out, name="holdfast: flush", daemon=True).start()
+    return calls
+
+
+def _make(call: Callable[[], object], errors: SimpleQueue[Exception | None]) -> None:
+    try:
+        call()
+    except Exception as exc:  # noqa: BLE001 – whoever waits for it raises it
+        errors.put(exc)
+    else:
+        errors.put(None)
 
 
 class Lock:
@@ -451,6 +484,21 @@ class Disk:
                 return
         os.fsync(fd)
 
+    def _at_once(self, calls: Sequence[Callable[[], object]]) -> None:
+        """Make some calls at the same time; when all have ended raise what one of them raised, if any did."""
+        errors: SimpleQueue[Exception | None] = SimpleQueue()
+        own = calls
+        with _forking, suppress(RuntimeError):  # there are no more threads: then one after the other
+            others = _helpers()
+            for call in calls[1:]:
+                others.put((call, errors))
+            own = calls[:1]
+        for call in own:
+            _make(call, errors)
+        for error in [errors.get() for _ in calls]:
+            if error is not None:
+                raise error
+
     def _link(self, source: Path, target: Path) -> None:
         if sys.platform == "win32":
             os.link(source, target)
@@ -662,11 +710,14 @@ class Disk:
                     self._remove_tree(folder)
                 _drop(fd)
 
-    def write(self, files: Mapping[Path, bytes]) -> None:
-        """Put new files into folders that are being built, and flush them, but not the folders.
+    def write(
+        self, files: Mapping[Path, bytes], *, folders: Iterable[Path] = (), stamps: Mapping[Path, int] | None = None
+    ) -> None:
+        """Put new files into folders that are being built, and flush them, and the ``folders``.
 
-        All are written before the first is flushed, so that a file system with a journal may flush them together. Not
-        for a place that others see: there they may be half there. Their permissions are 0600.
+        All is written before the first flush, and flushed at the same time, so that the system may make it durable
+        together. Not for a place that others see: there files may be half there. Their permissions are 0600.
+        ``stamps`` are the times of the last change that folders get, in nanoseconds since 1970.
 
         Raises:
             ExistsError: Something has one of the names.
@@ -682,9 +733,20 @@ class Disk:
                         view = view[self._write(fd, view) :]
                     with suppress(OSError, AttributeError):  # begins to write back, where that can be asked for
                         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            for path, fd in opened.items():
+            for path, time_ns in (stamps or {}).items():
+                with _translated(path, "stamp"):
+                    os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
+            for path in folders if sys.platform != "win32" else ():
                 with _translated(path, "flush"):
-                    self._flush(fd)
+                    fd = opened[path] = self._open(path, os.O_RDONLY | _DIRECTORY)
+                    stack.callback(os.close, fd)
+            # Without leaving early: what was begun goes on, and its descriptor may be another file's by then.
+            with uninterrupted():
+                self._at_once([partial(self._flush_one, path, fd) for path, fd in opened.items()])
+
+    def _flush_one(self, path: Path, fd: int) -> None:
+        with _translated(path, "flush"):
+            (self._flush_folder if stat.S_ISDIR(os.fstat(fd).st_mode) else self._flush)(fd)
 
     def make_folder(self, path: StrPath) -> None:
         """Make a new folder in one that is being built; neither is flushed.
@@ -738,11 +800,6 @@ class Disk:
                 return False
             self._rename(spare, target)
             return True
-
-    def stamp(self, path: StrPath, time_ns: int) -> None:
-        """Let the file or folder at ``path`` be last changed at ``time_ns``, nanoseconds since 1970; not durably."""
-        with _translated(path, "stamp"):
-            os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
 
     def sweep(self, folder: StrPath) -> list[Path]:
         """Remove from ``folder`` the temporary files and folders whose owner is dead; return them, sorted.
@@ -869,14 +926,17 @@ class Disk:
         fd = self._open(folder, os.O_RDONLY | _DIRECTORY)
         try:
             yield
-            try:
-                self._flush(fd)
-            except OSError as exc:
-                # Some file systems (of FUSE, old SMB) have no flush for folders: it does not get more durable there.
-                if exc.errno not in _NO_FOLDER_FLUSH:
-                    raise
+            self._flush_folder(fd)
         finally:
             os.close(fd)
+
+    def _flush_folder(self, fd: int) -> None:
+        try:
+            self._flush(fd)
+        except OSError as exc:
+            # Some file systems (of FUSE, old SMB) have no flush for folders: it does not get more durable there.
+            if exc.errno not in _NO_FOLDER_FLUSH:
+                raise
 
     @contextmanager
     def _temporary_file(

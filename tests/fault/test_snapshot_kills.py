@@ -19,6 +19,7 @@ ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(str(Path(__file__, "../../..", part
 
 OBJECTS = '''
 from pathlib import Path
+from holdfast.disk import Disk
 from holdfast.snapshots.saving import PersistentStateMixin, StateStore
 
 class Tree:
@@ -46,9 +47,15 @@ class Files(PersistentStateMixin):
         assert (path / "same").read_text() == "the same"
         self.step = int((path / "step").read_text())
 
+class InOrder(Disk):
+    """Flushes one after the other: calls are counted by thread. What is there after a kill is the same."""
+    def _at_once(self, calls):
+        for call in calls:
+            call()
+
 def store_of(folder, kind):
     objects = {"tree": Tree(), "files": Files()}
-    store = StateStore(folder, "%Y%m%d%H%M%S%f.state")
+    store = StateStore(folder, "%Y%m%d%H%M%S%f.state", disk=InOrder())
     for name in objects if kind == "both" else [kind]:
         store.register(name, objects[name])
     return store, [objects[name] for name in (objects if kind == "both" else [kind])]
@@ -68,13 +75,11 @@ if how != "first":
 for each in objects:
     each.move()
 if how == "captured":
-    import os, signal
-    from holdfast.disk import Disk
     class Standing(Disk):
-        def write(self, files):
+        def write(self, files, **options):
             print("captured", flush=True)
             sys.stdin.readline()
-            super().write(files)
+            super().write(files, **options)
     store._disk = Standing()
     store.save_state_async().result()
 else:
@@ -108,7 +113,7 @@ def steps_of(folder: Path, kind: str) -> list[int]:
 
 
 @pytest.mark.timeout(7200)  # for --full; a sample takes seconds
-@pytest.mark.parametrize("kind, how, sample", [("both", "next", 16), ("tree", "first", 6), ("files", "next", 6)])
+@pytest.mark.parametrize("kind, how, sample", [("both", "next", 12), ("tree", "first", 5), ("files", "next", 5)])
 def test_killed_at_any_call_of_a_save_all_that_is_seen_is_whole(
     tmp_path: Path, kind: str, how: str, sample: int, is_full: bool
 ) -> None:
@@ -183,30 +188,46 @@ class Tree:
 store = saving.StateStore(sys.argv[1])
 store.register("tree", Tree())
 store.save_state()
-print(store._worker.pid, flush=True)
+worker = store._worker.pid
+child = os.fork() if "forked" in sys.argv else None
+if child != 0:
+    print(worker, flush=True)
+    if "closed" in sys.argv:
+        store.close()
+        print("closed", flush=True)
 sys.stdin.readline()
 """
 
 
-def test_the_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    """However that ends: its end of their connection closes."""
+@pytest.mark.parametrize("how", [["killed"], ["killed", "forked"], ["closed", "forked"]], ids=" ".join)
+def test_the_worker_ends_with_the_process_or_the_store_that_started_it(tmp_path: Path, how: list[str]) -> None:
+    """However that ends, and also if a child that was forked from it lives on with all that was open."""
     process = subprocess.Popen(
-        [*PYTHON, WORKING, str(tmp_path)], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*PYTHON, WORKING, str(tmp_path), *how], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with process:
         assert process.stdout is not None
         worker = os.pidfd_open(int(process.stdout.readline()))
-        process.kill()
-    # It is nobody's child by now; its descriptor becomes readable when it has ended.
-    assert select.select([worker], [], [], 60)[0] == [worker]
-    os.close(worker)
+        if "killed" in how:
+            process.kill()
+        else:
+            assert process.stdout.readline() == b"closed\n"
+        # It is nobody's child by now; its descriptor becomes readable when it has ended.
+        assert select.select([worker], [], [], 60)[0] == [worker]
+        os.close(worker)
 
 
-def test_what_is_in_flight_is_finished_when_the_program_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 12 * 2**20], ids=["small", "written beside the hashing"])
+def test_what_is_in_flight_is_finished_when_the_program_ends(tmp_path: Path, size: int) -> None:
     """Also if nobody waits for it, and nobody closes the store."""
-    program = OBJECTS + "import sys; store, (tree,) = store_of(sys.argv[1], 'tree'); store.save_state_async()"
+    program = (
+        "import os, sys; from holdfast.snapshots.saving import StateStore\n"
+        f"class Tree: get_state = lambda self: {{'data': os.urandom({size})}}; set_state = print\n"
+        "store = StateStore(sys.argv[1]); store.register('tree', Tree()); store.save_state_async()"
+    )
     done = subprocess.run(
         [*PYTHON, program, str(tmp_path)], env=ENVIRONMENT, check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert steps_of(tmp_path, "tree") == [0]
+    (path,) = tmp_path.iterdir()
+    assert verify(path) == []

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +29,7 @@ class Recording(Disk):
         self.flushed: dict[int, dict[str, int]] = {}
         self.cuts: list[tuple[dict[int, dict[str, int]], dict[int, dict[str, int]], dict[int, bytes]]] = []
         self.kept: dict[int, int] = {}
+        self.random = Random(0)
 
     def note(self) -> None:
         """Note what is there now. All of it is kept open, so that no number stands for two files."""
@@ -43,6 +45,11 @@ class Recording(Disk):
         """Keep nothing open any more."""
         for fd in self.kept.values():
             os.close(fd)
+
+    def _at_once(self, calls: Sequence[Callable[[], object]]) -> None:
+        """One after the other: the power may go between any two of them, in whichever order."""
+        for call in self.random.sample(calls, len(calls)):
+            call()
 
     def _flush(self, fd: int) -> None:
         super()._flush(fd)

@@ -148,4 +148,4 @@ print(condition(), condition())
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True False\n", "")
-    assert "\"a\": 1" in (tmp_path / "ns.json").read_text(encoding="utf-8")
+    assert '"a": 1' in (tmp_path / "ns.json").read_text(encoding="utf-8")

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,13 +28,83 @@ class Noting(Disk):
         super()._flush(fd)
 
 
-def test_files_are_all_written_before_the_first_is_flushed(tmp_path: Path) -> None:
-    """However little the system writes at once; nobody else may read them; the folder is not flushed."""
+def test_all_is_written_and_stamped_before_the_first_flush(tmp_path: Path) -> None:
+    """However little the system writes at once; nobody else may read the files; folders only if that is asked for."""
     disk = Noting()
-    disk.write({tmp_path / "a": b"12345", tmp_path / "b": b""})
-    assert disk.calls == ["write a", "write a", "flush a", "flush b"]
-    assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"12345", b"")
+    (tmp_path / "in").mkdir()
+    disk.write(
+        {tmp_path / "a": b"12345", tmp_path / "in" / "b": b""},
+        folders=[tmp_path / "in"],
+        stamps={tmp_path / "in": 1_700_000_000_123_456_789},
+    )
+    assert disk.calls[:2] == ["write a", "write a"]
+    assert sorted(disk.calls[2:]) == ["flush a", "flush b", "flush in"]
+    assert ((tmp_path / "a").read_bytes(), (tmp_path / "in" / "b").read_bytes()) == (b"12345", b"")
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "in").stat().st_mtime_ns == 1_700_000_000_123_456_789
+
+
+class Meeting(Disk):
+    """Flushes nothing before it is asked to flush four at the same time."""
+
+    def __init__(self) -> None:
+        self.all_there = threading.Barrier(4, timeout=20)
+
+    def _flush(self, fd: int) -> None:
+        self.all_there.wait()
+
+
+def test_four_are_flushed_at_the_same_time_also_in_a_forked_child(tmp_path: Path) -> None:
+    """The system may then make them durable together. A child has none of the threads of its parent."""
+    files = {tmp_path / name: b"" for name in "abcd"}
+    Meeting().write(files)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        for path in files:
+            path.unlink()
+        Meeting().write(files)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_where_no_thread_can_be_started_one_is_flushed_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when Python is ending, or the user has as many as may be."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    child = os.fork()
+    if not child:  # it has no threads yet
+        signal.alarm(20)
+        monkeypatch.setattr(threading.Thread, "start", start)
+        disk = Noting()
+        disk.write({tmp_path / "a": b"", tmp_path / "b": b""})
+        os._exit(0 if disk.calls == ["flush a", "flush b"] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_when_one_flush_fails_all_have_ended_before_that_is_said(tmp_path: Path) -> None:
+    """So nothing goes on behind the back of whoever cleans up, and no file is flushed a second time."""
+    flushed: list[int] = []
+    has_failed = threading.Event()
+
+    class Failing(Disk):
+        def _flush(self, fd: int) -> None:
+            size = os.fstat(fd).st_size
+            if size == 0:
+                has_failed.set()
+                flushed.append(size)
+                raise OSError(errno.EIO, "as if")
+            has_failed.wait()
+            super()._flush(fd)
+            flushed.append(size)
+
+    with pytest.raises(HoldfastError, match="0': the disk failed"):
+        Failing().write({tmp_path / str(size): bytes(1000 * size) for size in range(8)})
+    assert sorted(flushed) == [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]
 
 
 def test_what_is_there_is_not_written_to(tmp_path: Path) -> None:
@@ -118,9 +190,3 @@ def test_errors_of_reading_and_writing_are_translated(tmp_path: Path) -> None:
         for call in (lambda: blocks.write([memoryview(b"x")], 0), lambda: blocks.read(memoryview(bytearray(1)), 0)):
             with pytest.raises(HoldfastError, match="it': the disk failed"):
                 call()
-
-
-def test_a_folder_is_stamped(tmp_path: Path) -> None:
-    """With nanoseconds."""
-    Disk().stamp(tmp_path, 1_700_000_000_123_456_789)
-    assert tmp_path.stat().st_mtime_ns == 1_700_000_000_123_456_789

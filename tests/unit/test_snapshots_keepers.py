@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.disk import Disk
@@ -810,6 +810,7 @@ def put(folder: Path, number: int, flavour: str, at_s: int, loss: float | None) 
     return folder / name
 
 
+@settings(max_examples=50)
 @given(content=snapshots, policy=policies())
 def test_no_policy_takes_what_must_never_go(
     content: list[tuple[str, int, float | None]], policy: Callable[[Path, list[Path]], StatesKeeper]

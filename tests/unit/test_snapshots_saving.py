@@ -22,6 +22,7 @@ from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundE
 from holdfast.snapshots import packs
 from holdfast.snapshots.manifest import read_manifest
 from holdfast.snapshots.reading import is_being_read, reading, verify
+from holdfast.snapshots.removal import is_valid
 from holdfast.snapshots.saving import PersistentStateMixin, StateStore, load_pickle, save_pickle
 
 CHUNK = 65_536
@@ -611,13 +612,14 @@ def test_a_worker_that_died_fails_one_save_and_is_replaced(tmp_path: Path, monke
     monkeypatch.setattr("holdfast.snapshots.saving.WORKER_BYTES", 1)
     tree = Held({"a": np.zeros(4 * CHUNK, "u1")})
     with store_of(tmp_path, tree=tree) as store:
-        store.prepare()
+        first = store.save_state()
         worker = store._worker  # pyright: ignore[reportPrivateUsage]
         assert worker is not None
         os.kill(worker.pid, 9)
+        tree.tree["a"][:] = 1
         with pytest.raises(UnavailableError, match=f"{worker.pid}, died; save again"):
             store.save_state()
-        assert names(tmp_path) == []
+        assert names(tmp_path) == [first.name]
         assert verify(store.save_state()) == []
 
 
@@ -637,6 +639,19 @@ def test_a_worker_says_what_went_wrong(tmp_path: Path, monkeypatch: pytest.Monke
     with store, pytest.raises(UnavailableError, match="EBADF"):
         store.save_state()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("size, is_read", [(2**20, False), (2**19, True)])
+def test_a_cleanup_does_not_read_what_this_process_has_just_saved(tmp_path: Path, size: int, is_read: bool) -> None:
+    """If it is a mebibyte or more: so damage that left size and time of a file as they were is not seen there."""
+    path = store_of(tmp_path, tree=Held({"a": np.ones(size, "u1")})).save_state()
+    (pack,) = (path / ".snap" / "packs").iterdir()
+    status = pack.stat()
+    with pack.open("r+b") as file:
+        file.write(b"\2")
+    os.utime(pack, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert is_valid(path) is not is_read
+    assert len(verify(path)) == 1
 
 
 def test_a_forked_child_saves_on_its_own(tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ class Base:
     files: Mapping[str, tuple[File, int]] = field(default_factory=dict[str, tuple[File, int]])
     packs: Mapping[str, tuple[Pack, int]] = field(default_factory=dict[str, tuple[Pack, int]])
 
+    @property
+    def size_bytes(self) -> int:
+        """How much there is to be read of it."""
+        return sum(each.size for each, _ in (*self.files.values(), *self.packs.values()))
+
 
 def base_of(path: Path, place: Path, manifest: Manifest) -> Base:
     """Return what can be shared of the snapshot that lies at ``place``, and will be at ``path``."""
@@ -137,10 +142,11 @@ class Commit:
                 skeletons[job.folder / name] = captured.tree.skeleton
         places = self._store_chunks()
         manifest = self._manifest(places)
-        disk.write({**skeletons, job.folder / MANIFEST: manifest.to_bytes()})
-        disk.stamp(job.folder, job.created_at_ns)
-        for folder in (*reversed(self._folders), *([PACKS] if self._packs else []), OURS, ""):
-            disk.sync_folder(job.folder / folder)
+        disk.write(
+            {**skeletons, job.folder / MANIFEST: manifest.to_bytes()},
+            folders=[job.folder / folder for folder in (*self._folders, *([PACKS] if self._packs else []), OURS, "")],
+            stamps={job.folder: job.created_at_ns},
+        )
         base = base_of(job.target, job.folder, manifest)
         disk.rename(job.folder, job.target)
         self._staging.settle(places)

@@ -233,8 +233,6 @@ def _damaged(place: Path, reason: str) -> DamagedError:
 
 
 def _parse(data: bytes) -> Manifest:
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise ValueError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
     head = _HEAD.match(data)
     if head is None:
         raise ValueError("it does not begin with its hash")

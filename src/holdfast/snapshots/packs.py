@@ -12,14 +12,17 @@ import marshal
 import mmap
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -37,9 +40,9 @@ _WRITE_CHUNKS: Final = 128
 _MAX_WAITING: Final = 4
 _PROGRAM: Final = """
 import sys
-sys.path[:] = sys.argv[2:]
+sys.path[:] = sys.argv[3:]
 from holdfast.snapshots.packs import serve
-serve(int(sys.argv[1]))
+serve(int(sys.argv[1]), int(sys.argv[2]))
 """
 
 
@@ -78,6 +81,7 @@ class Done(NamedTuple):
 def write_pack(memory: memoryview, work: Work, blocks: Blocks, advance: Callable[[int], object]) -> Done:
     """Do the work; ``advance`` is called with how many bytes are through. The file is not flushed."""
     known, digests, slots, batch = Counter(work.known), list[bytes](), list[int](), list[int]()
+    tagger, tags = Tagger(work.key), list[bytes]()
     count = 0
     with _Writer(memory, blocks, advance) as writer:
         for number, chunk in enumerate(work.chunks):
@@ -93,9 +97,11 @@ def write_pack(memory: memoryview, work: Work, blocks: Blocks, advance: Callable
             if len(batch) == _WRITE_CHUNKS:
                 writer.put(batch, is_last=number + 1 == len(work.chunks))
                 batch = []
+                # As many as fit to what is hashed: the disk is the slowest of the three, and has not to wait for it.
+                end = len(work.blocks) * number // len(work.chunks)
+                tags += [tagger.tag(memory[start : start + length]) for start, length in work.blocks[len(tags) : end]]
         writer.put(batch, is_last=True)
-        tagger = Tagger(work.key)
-        tags = [tagger.tag(memory[start : start + length]) for start, length in work.blocks]
+        tags += [tagger.tag(memory[start : start + length]) for start, length in work.blocks[len(tags) :]]
     table = b"".join(digest for digest, slot in zip(digests, slots, strict=True) if slot >= 0)
     pack = Pack("", count, blake3(table).hexdigest())
     if count:
@@ -131,7 +137,10 @@ class _Writer:
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1)
-        self._waiting.append(self._pool.submit(self._write, views, at, size))
+        try:
+            self._waiting.append(self._pool.submit(self._write, views, at, size))
+        except RuntimeError:  # Python is ending and starts no more threads
+            self._advance(self._write(views, at, size))
         self._settle(_MAX_WAITING)
 
     def _write(self, views: list[memoryview], at: int, size: int) -> int:
@@ -166,13 +175,13 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 – this very Python
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), *sys.path],
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), str(os.getpid()), *sys.path],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for this process, which decides
             )
         self._socket = ours
-        self.close = weakref.finalize(self, _stop, self._process, ours)
+        self.close = weakref.finalize(self, _stop, self._process, ours, os.getpid())
         """End it; nothing happens the second time."""
 
     @property
@@ -207,14 +216,27 @@ class Worker:
             raise UnavailableError(f"the process that writes snapshots, {self.pid}, died; save again") from exc
 
 
-def _stop(process: subprocess.Popen[bytes], connection: socket.socket) -> None:
+def _stop(process: subprocess.Popen[bytes], connection: socket.socket, owner: int) -> None:
+    if os.getpid() == owner:
+        with suppress(OSError):  # it is gone already
+            connection.shutdown(socket.SHUT_RDWR)  # closing alone says nothing as long as a forked child has it open
     connection.close()
-    process.wait()
+    process.wait()  # a forked child has nothing to wait for
 
 
-def serve(number: int) -> None:
-    """Be the worker at a socket, until nobody is at its other end."""
+def _end_with(owner: int) -> None:
+    """End this process with another one, which is its parent unless that has died."""
+    with suppress(OSError, AttributeError):  # it has died already; or the system cannot tell
+        select.select([os.pidfd_open(owner)], [], [])
+    if os.getppid() != owner:
+        os._exit(0)
+
+
+def serve(number: int, owner: int) -> None:
+    """Be the worker at a socket, until nobody is at its other end, or the process ``owner`` has died."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A child that it forked has the other end too, and may have it for long.
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     memory, inode = memoryview(b""), (0, 0)
     with socket.socket(fileno=number) as connection:
         while True:

@@ -30,6 +30,7 @@ from holdfast.snapshots.commit import Base, Captured, Commit, Job, base_of, plac
 from holdfast.snapshots.manifest import CHUNK_BYTES, File, Manifest, check_entry, is_snapshot, read_manifest
 from holdfast.snapshots.packs import WORKER_BYTES, Done, Work, Worker, write_pack
 from holdfast.snapshots.reading import Fault, damaged, iter_file_faults, lock_path, read_chunks, reading
+from holdfast.snapshots.removal import remember_valid
 from holdfast.snapshots.tree import Encoded, decode, encode
 from holdfast.values import shown
 
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 MAX_NAME_BYTES: Final = 200
 """Of an object's or a snapshot's name; what is added to it must still fit into the 255 of most file systems."""
+
+REMEMBERED_BYTES: Final = 2**20
+"""From how much a cleanup does not read what this process has just saved; less is read faster than remembered."""
 
 
 class PersistentStateMixin(ABC):
@@ -226,14 +230,6 @@ class StateStore:
         """
         return self._save(metrics or {}, attached or {}, is_async=True)
 
-    def prepare(self) -> None:
-        """Get ready for the first save, so that it keeps its caller no longer than others: memory, and the worker."""
-        with self._in_turn():
-            trees = {name: self._encode(name) for name, state in self._objects.items() if _is_tree(state)}
-            self._staging.make_room(trees)
-            if sum(tree.size for tree in trees.values()) >= WORKER_BYTES:
-                self._find_worker()
-
     def load_state(self, path: StrPath) -> None:
         """Give all registered objects their state back. All of the snapshot is verified before the first gets its own.
 
@@ -338,6 +334,8 @@ class StateStore:
             def work() -> Path:
                 with leaving:
                     self._base = commit.run()
+                if self._base.size_bytes >= REMEMBERED_BYTES:
+                    remember_valid(target)
                 return target
 
             if is_async:
@@ -369,10 +367,9 @@ class StateStore:
                 trees[name] = self._encode(name)
                 objects[name] = Captured(tree=trees[name], version=_version_of(name, state))
         self._staging.capture(trees)
-        seen = _entries(folder)
-        for name, state in self._objects.items():
-            if name in objects:
-                continue
+        writers = {name: state for name, state in self._objects.items() if name not in objects}
+        seen = _entries(folder) if writers else {}
+        for name, state in writers.items():
             state.save_state(folder / name)
             now = _entries(folder)
             changed = [entry for entry, status in now.items() if seen.get(entry) != status]

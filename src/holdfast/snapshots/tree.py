@@ -1,8 +1,9 @@
 """What an object's ``get_state`` may return, as a JSON skeleton and raw leaves, and back.
 
 A tree is dictionaries with text as keys, lists, tuples, None, booleans, integers, floats, text, bytes, and arrays:
-whatever offers its memory (the buffer protocol), NumPy's arrays and scalars included. Loading gives back what is equal
-and of the same type, and runs no code: a skeleton names no class, and what is no part of a tree is refused when saving.
+whatever offers its memory (the buffer protocol), NumPy's arrays and scalars of plain numbers included. Loading gives
+back what is equal and of the same type, and runs no code: a skeleton names no class, and what is no part of a tree is
+refused when saving.
 
 In the skeleton plain values stand for themselves. What JSON has not is an object with one name that begins with one
 ``$``; a name of the user's own that begins so gets a second one. Small leaves stand in the skeleton as base64. The
@@ -116,11 +117,10 @@ class _Encoder:
 
     def numpy_array(self, numpy: Any, value: Any, path: tuple[object, ...]) -> dict[str, Any]:
         dtype = value.dtype
-        written = numpy.lib.format.dtype_to_descr(dtype)
-        is_plain = not dtype.hasobject and numpy.lib.format.descr_to_dtype(written) == dtype
+        is_plain = not dtype.hasobject and numpy.dtype(dtype.str) == dtype
         if not is_plain or (isinstance(value, numpy.ndarray) and type(value) not in {numpy.ndarray, numpy.memmap}):
             raise self.refusal(path, f"is a {type(value).__name__} of {dtype}; an array of plain numbers is expected")
-        described: dict[str, Any] = {"dtype": written, "shape": value.shape}
+        described: dict[str, Any] = {"dtype": dtype.str, "shape": value.shape}
         if not isinstance(value, numpy.ndarray):
             described["scalar"] = True
             value = numpy.asarray(value)
@@ -248,23 +248,13 @@ def _ndarray(described: Any, chunks: memoryview) -> Any:
     except ImportError as exc:
         raise UnavailableError("this state has arrays of NumPy's, and there is no NumPy: install it") from exc
     shape, data = tuple(described["shape"]), _leaf(described, chunks)
-    dtype = np.lib.format.descr_to_dtype(_fields(described["dtype"]))
+    dtype = np.dtype(described["dtype"])
     if dtype.hasobject or any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes are no array of the shape {shown(shape)} of {dtype}")
     order = "F" if described.get("order") == "F" else "C"
     # Not frombuffer, which takes no memory of length 0.
     found = np.ndarray(shape, dtype, buffer=data or bytearray(dtype.itemsize), order=order)
     return found[()].copy() if described.get("scalar") else found
-
-
-def _fields(written: Any) -> Any:
-    """Return what NumPy expects for a structured type: tuples where JSON has lists."""
-    if isinstance(written, list):
-        rows = cast("list[Any]", written)
-        if rows and all(isinstance(row, list) for row in rows):
-            return [tuple(_fields(part) for part in cast("list[Any]", row)) for row in rows]
-        return tuple(rows)
-    return written
 
 
 _KINDS: Final[Mapping[str, Callable[[Any, memoryview], Any]]] = {
