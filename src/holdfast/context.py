@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 from holdfast.disk import Disk
 from holdfast.engine import (
     DEFAULT_STATE,
+    FINISHED,
     Runner,
     Timing,
     begin_run,
@@ -28,8 +29,9 @@ from holdfast.engine import (
     logging_to,
     plan_state,
 )
+from holdfast.engine.owning import check_free
 from holdfast.errors import ConflictError, DamagedError, DeniedError, HoldfastError, InvalidError, NotFoundError
-from holdfast.items import PluginRun
+from holdfast.items import PersistentState, PluginRun
 from holdfast.keys import (
     Envelope,
     Identity,
@@ -41,9 +43,9 @@ from holdfast.keys import (
     read_envelope,
     read_identity,
 )
-from holdfast.plugins import Source, arguments_from
+from holdfast.plugins import PluginBase, Source, arguments_from
 from holdfast.pod import Pod
-from holdfast.runs import Outcome
+from holdfast.runs import Outcome, Status
 from holdfast.sql import Backup, Keyring, SqliteStore, back_up, restore, sharing_pod
 from holdfast.sql.backup import ENVELOPE, Progress, examine, inspect
 from holdfast.values import shown
@@ -51,6 +53,9 @@ from holdfast.values import shown
 _log: Final = logging.getLogger(__name__)
 
 HOME_VARIABLE: Final = "HOLDFAST_HOME"
+
+_MAX_LOOKS: Final = 10
+"""How often another process may end the run that was found, before it could be claimed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +238,8 @@ def carry_out(
 ) -> Outcome:
     """Carry a run on to its end in this process: the unfinished one of a plugin state, else a new one.
 
-    A new run that cannot be started leaves nothing behind.
+    None is begun while another run holds the plugin state; one that is begun and cannot be started all the same, since
+    another came first, is deleted again. If the run that was found ends before it is claimed, there is another look.
 
     Args:
         settings: Where the Pod lies.
@@ -254,31 +260,8 @@ def carry_out(
     """
     path, key = unlock(settings, identity)
     store = SqliteStore(path, key)
-    with Pod(store) as client:
-        if run_id is not None:
-            check_state(store, run_id)
-            run = get_unfinished(client, run_id)
-            folder = _current_folder() if source is None else source.folder
-            cls = Source(module=run.pluginModule or "", name=run.pluginName or "", folder=folder).load()
-            arguments_from(cls, _config_of(run.config, f"run {run_id!r}") if config is None else config)
-            run, plugin_state = continue_run(client, run_id)
-            is_fresh = False
-        elif source is None:
-            raise InvalidError("neither a run nor a plugin was named: one of them is expected")
-        else:
-            cls = source.load()
-            text = source.properties.get("config")
-            config_of_new = _config_of(text, "the metadata") if config is None else config
-            plugin_state = plan_state(client, source.plugin_id, state)
-            found = None if is_new else find_unfinished(client, plugin_state)
-            is_fresh = found is None
-            if found is None:
-                arguments_from(cls, config_of_new)
-                properties = {**source.properties, "config": json.dumps(config_of_new)}
-                found = begin_run(client, plugin_state, properties, source.account)
-            run = cast("PluginRun", client.get(found.id or ""))
-            if plugin_state.dateServerModified is None:  # another process has made it meanwhile
-                plugin_state = run.pluginState[0]
+
+    def drive(cls: type[PluginBase], run: PluginRun, plugin_state: PersistentState) -> Outcome:
         id_ = run.id or ""
         runner = Runner(
             lambda: SqliteStore(path, key),
@@ -288,15 +271,51 @@ def carry_out(
             on_progress=on_progress,
             timing=timing,
         )
-        try:
-            used = _config_of(run.config, f"run {id_!r}") if config is None else config
-            with logging_to(settings.run_log_path(id_), id_, owns_process=owns_process):
-                return replace(runner.drive(cls, run, plugin_state, used), run=id_)
-        except HoldfastError:
-            now = client.find(id_, expanded=False)
-            if is_fresh and isinstance(now, PluginRun) and now.status == run.status:
-                client.delete_items([run, *run.account])
-            raise
+        used = _config_of(run.config, f"run {id_!r}") if config is None else config
+        with logging_to(settings.run_log_path(id_), id_, owns_process=owns_process):
+            return replace(runner.drive(cls, run, plugin_state, used), run=id_)
+
+    with Pod(store) as client:
+        if run_id is not None:
+            check_state(store, run_id)
+            run = get_unfinished(client, run_id)
+            folder = _current_folder() if source is None else source.folder
+            cls = Source(module=run.pluginModule or "", name=run.pluginName or "", folder=folder).load()
+            arguments_from(cls, _config_of(run.config, f"run {run_id!r}") if config is None else config)
+            return drive(cls, *continue_run(client, run_id))
+        if source is None:
+            raise InvalidError("neither a run nor a plugin was named: one of them is expected")
+        cls = source.load()
+        text = source.properties.get("config")
+        config_of_new = _config_of(text, "the metadata") if config is None else config
+        for looks_left in reversed(range(_MAX_LOOKS)):
+            plugin_state = plan_state(client, source.plugin_id, state)
+            found = None if is_new else find_unfinished(client, plugin_state)
+            is_fresh = found is None
+            if found is None:
+                arguments_from(cls, config_of_new)
+                check_free(store, plugin_state.id or "", locks=settings.locks_path)
+                properties = {**source.properties, "config": json.dumps(config_of_new)}
+                found = begin_run(client, plugin_state, properties, source.account)
+            try:
+                run = cast("PluginRun", client.get(found.id or ""))
+                if plugin_state.dateServerModified is None:  # another process has made it meanwhile
+                    plugin_state = run.pluginState[0]
+                return drive(cls, run, plugin_state)
+            except HoldfastError as exc:
+                now = client.find(found.id or "", expanded=False)
+                if is_fresh and isinstance(now, PluginRun) and now.status == found.status:
+                    client.delete_items([found, *found.account])
+                if not looks_left or not _came_late(exc, found.id):
+                    raise
+    raise AssertionError  # the last look returns or raises
+
+
+def _came_late(exc: HoldfastError, run: str | None) -> bool:
+    """Say whether a run that was found could not be claimed because it has ended, or was deleted, meanwhile."""
+    facts = exc.facts
+    has_ended = facts.get("wanted") == Status.STARTED and facts.get("status") in FINISHED
+    return has_ended or (isinstance(exc, NotFoundError) and facts.get("id") == run)
 
 
 def _current_folder() -> Path:

@@ -454,7 +454,7 @@ def test_runs_are_listed_and_shown(folder: Path, start: Start) -> None:
     assert [line.partition("\t")[0] for line in unfinished] == ["id", ids["Patient"]]
     shown = dict(line.split("\t") for line in holdfast(folder, "runs", "show", ids["Patient"]).stdout.splitlines())
     assert shown["status"] == "started"
-    assert 0 < int(shown["works_for_s"]) <= 60
+    assert 0 < int(shown["lease_left_s"]) <= 60
     assert Path(shown["log"]) == folder / "home" / "runs" / f"{ids['Patient']}.log"
     assert holdfast(folder, "runs", "logs", "../keys").returncode == 4
     last = holdfast(folder, "runs", "logs", ids["Steps"], "--lines", "1").stdout

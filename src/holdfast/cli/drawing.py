@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TextIO
 
 import click
@@ -81,7 +81,8 @@ def progress(label: str, *, is_quiet: bool, unit: str = "pages") -> Generator[Pr
         try:
             yield report
         finally:
-            bar.stop()
+            with suppress(OSError):  # the terminal may have gone; that is not how the work ended
+                bar.stop()
 
 
 def lines_of_progress(label: str, unit: str = "pages", *, clock: Callable[[], float] = time.monotonic) -> Progress:

@@ -93,11 +93,15 @@ def run(command: click.Command, name: str, args: Sequence[str] | None = None) ->
         if exc.errno not in _UNWRITABLE:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # as above
-        with suppress(OSError):  # nobody can be told, if standard error leads to the same place
-            message = f"the answer could not be written to standard output: {exc.strerror}"
-            return _complain(UnavailableError(message, errno=errno.errorcode[exc.errno]), is_json="--json" in args)
-        return UnavailableError.exit_code
+        message = f"the answer could not be written to standard output: {exc.strerror}"
+        return _complain(UnavailableError(message, errno=errno.errorcode[exc.errno]), is_json="--json" in args)
     return code
+
+
+def say(text: str) -> None:
+    """Write a line to standard error; if that is closed or full, or its reader has gone, nobody is told of it."""
+    with suppress(OSError, ValueError):
+        click.echo(text, err=True)
 
 
 def _run(command: click.Command, name: str, args: list[str]) -> int:
@@ -108,7 +112,7 @@ def _run(command: click.Command, name: str, args: list[str]) -> int:
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped.", err=True)
+        say("Stopped.")
         return STOPPED
     except click.ClickException as exc:
         if not is_json:
@@ -136,7 +140,7 @@ def _ours(exc: HoldfastError | OSError) -> HoldfastError:
 def _complain(exc: HoldfastError, *, is_json: bool) -> int:
     kind = next(each for each in type(exc).__mro__ if each.__module__ == HoldfastError.__module__)
     error = {"kind": kind.__name__, "message": exc.message, "facts": exc.facts}
-    click.echo(to_json({"error": error}) if is_json else f"Error: {exc.message}", err=True)
+    say(to_json({"error": error}) if is_json else f"Error: {exc.message}")
     return exc.exit_code
 
 

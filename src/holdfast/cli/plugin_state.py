@@ -11,6 +11,7 @@ from holdfast.engine import edit, is_new, plan_state
 from holdfast.errors import ConflictError, InvalidError
 from holdfast.items import PersistentState
 from holdfast.plugins import source_of
+from holdfast.plugins.stateful import ONCE
 from holdfast.pod import Pod
 from holdfast.state import StateNamespace
 from holdfast.values import Value
@@ -42,7 +43,7 @@ class PluginStates:
             wanted: Mapping[str, Any] = {"type": "PersistentState", "name": self._name}
             states = [each for each in client.search(wanted) if isinstance(each, PersistentState) and each.pluginId]
             for state in states:
-                for namespace in ("", "once"):
+                for namespace in ("", ONCE):
                     if client.variables(state.id or "", namespace):
                         yield "/".join(filter(None, (state.pluginId, namespace)))
 
@@ -100,6 +101,7 @@ class PluginStates:
                         {state.id or "": wanted[plugin] for plugin, state in states.items()},
                         new=new,
                         is_forced=self._is_forced,
+                        locks=self._settings.locks_path,
                     )
                 except ConflictError:
                     if not any(client.exists(state.id or "") for state in new):
@@ -116,5 +118,5 @@ class PluginStates:
 
 def _split(namespace: str) -> tuple[str, str]:
     """Return the id of a plugin, and the namespace in its state."""
-    plugin = namespace.removesuffix("/once")
-    return source_of(plugin).plugin_id, "" if plugin == namespace else "once"
+    plugin = namespace.removesuffix(f"/{ONCE}")
+    return source_of(plugin).plugin_id, "" if plugin == namespace else ONCE

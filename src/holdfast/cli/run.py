@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from holdfast.cli.drawing import escaped, progress
-from holdfast.cli.invocation import Call, lent_streams, to_json, with_common_options
+from holdfast.cli.invocation import Call, lent_streams, say, to_json, with_common_options
 from holdfast.errors import InvalidError
 
 if TYPE_CHECKING:
@@ -60,20 +61,24 @@ def carry(
         def emit(self, record: logging.LogRecord) -> None:
             is_news = record.levelno >= logging.WARNING and record.name not in _SAID_IN_WORDS
             if is_news or not record.name.startswith("holdfast."):
-                click.echo("\n".join(map(escaped, self.format(record).splitlines())), err=True)
-
-        def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- the name in logging
-            """Do nothing: the plugin may have closed the stream."""
+                with suppress(Exception):  # the plugin may have closed the stream, or put anything in its place
+                    click.echo("\n".join(map(escaped, self.format(record).splitlines())), err=True)
 
     call: Call = ctx.obj
     messages = Messages()
     messages.setFormatter(FactsFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(messages)
-    source = Source(module="", name="", folder=folder or Path.cwd()) if plugin is None else source_of(plugin)
     settings, pid = call.settings(), os.getpid()
+    logging.getLogger().addHandler(messages)
     try:
+        source = Source(module="", name="", folder=folder or Path.cwd()) if plugin is None else source_of(plugin)
         with lent_streams(), progress("Running", is_quiet=call.is_json, unit="steps") as report:
-            outcome = carry_out(settings, source, identity=identity, on_progress=report, owns_process=True, **how)
+
+            def show(done: int, total: int | None) -> None:
+                if report is not None:
+                    with suppress(Exception):  # as above
+                        report(done, total)
+
+            outcome = carry_out(settings, source, identity=identity, on_progress=show, owns_process=True, **how)
     finally:
         logging.getLogger().removeHandler(messages)
         if os.getpid() != pid:
@@ -85,8 +90,8 @@ def carry(
     text += "" if outcome.retry_after_s is None else f"\nTry again in {outcome.retry_after_s:.0f} s."
     if is_failure:
         text += f"\nIts log is {str(settings.run_log_path(outcome.run))!r}."
-    document = {"run": outcome.run, "status": outcome.status, "error": outcome.error, "exit_code": outcome.exit_code}
-    click.echo(to_json(document) if call.is_json else text, err=True)
+    names = ("run", "status", "error", "exit_code", "retry_after_s")
+    say(to_json({name: getattr(outcome, name) for name in names}) if call.is_json else text)
     ctx.exit(outcome.exit_code)
 
 

@@ -77,7 +77,7 @@ def _identity(owner_key: str | None, database_key: str | None, environ: Mapping[
 def _json(name: str, text: str) -> dict[str, Any]:
     try:
         found: object = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise InvalidError(f"{name} must hold a JSON object")  # and not its text: it may hold a key

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -52,13 +55,17 @@ def list_(call: Call, limit: int, *, is_unfinished: bool) -> None:
 @click.pass_obj
 def show(call: Call, run: str) -> None:
     """Show one run: where it is, who has its plugin state, where its log is."""
-    from holdfast.engine import find_lease
+    from holdfast.engine import find_state
 
     with _open(call) as store:
         found = _describe(store, run)
-        lease = find_lease(store, run)
-        left_s = None if lease is None else max(0, lease.expires_ms - store.now_ms()) // 1000
-    found |= {"works_for_s": left_s, "log": str(call.settings().run_log_path(run))}
+        state, now_ms = find_state(store, run), store.now_ms()
+        lease = None if state is None else store.find_lease(state.id)
+    if lease is None or not lease.is_held(now_ms):
+        found |= {"holder": None, "lease_left_s": None}
+    else:
+        found |= {"holder": lease.run, "lease_left_s": (lease.expires_ms - now_ms) // 1000}
+    found["log"] = str(call.settings().run_log_path(run))
     if call.is_json:
         call.answer(found, "")
     else:
@@ -75,16 +82,20 @@ def logs(call: Call, run: str, lines: int | None) -> None:
     with _open(call) as store:
         _describe(store, run)  # the name of a file is made of nothing but what the Pod knows
     path = call.settings().run_log_path(run)
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            said = (line.rstrip("\n") for line in (file if lines is None else deque(file, lines)))
-            if call.is_json:
-                call.answer({"log": str(path), "lines": list(said)}, "")
-                return
-            for line in said:
-                click.echo(escaped(line))
-    except FileNotFoundError as exc:
-        raise NotFoundError(f"run {run!r} has logged nothing: there is no {str(path)!r}", path=str(path)) from exc
+    with ExitStack() as stack:
+        files: list[TextIO] = []
+        for each in (Path(f"{path}.1"), path):  # what had become too long, first
+            with suppress(FileNotFoundError):
+                files.append(stack.enter_context(each.open(encoding="utf-8", errors="replace")))
+        if not files:
+            raise NotFoundError(f"run {run!r} has logged nothing: there is no {str(path)!r}", path=str(path))
+        all_ = chain.from_iterable(files)
+        said = (line.rstrip("\n") for line in (all_ if lines is None else deque(all_, lines)))
+        if call.is_json:
+            call.answer({"log": str(path), "lines": list(said)}, "")
+            return
+        for line in said:
+            click.echo(escaped(line))
 
 
 @command.command()

@@ -1,6 +1,7 @@
 """The log of one run: a file with what was logged in its attempts, tracebacks included.
 
-Standard logging, so that a plugin logs as it does anywhere. What goes wrong with the file never reaches the plugin.
+Standard logging, so that a plugin logs as it does anywhere. What goes wrong with the file, or with what
+is to be logged, never reaches the plugin.
 """
 
 from __future__ import annotations
@@ -16,20 +17,40 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.disk import Disk
+from holdfast.values import shown
 
 _MAX_BYTES: Final = 64 * 2**20
-"""Of one file; there are two of them at most."""
+"""Of one file. One that is full gets ``.1`` behind its name, in the place of the one that had it."""
 
 _STANDARD: Final = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class FactsFormatter(logging.Formatter):
-    """Writes what a record's ``extra`` holds behind its message, as in ``run.ended run='r1' status='done'``."""
+    """Writes what a record's ``extra`` holds behind its message, as in ``run.ended run='r1' status='done'``.
+
+    What cannot be shown, because its own code raises or its arguments do not fit the message, is named instead.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one record with its traceback; never raises an Exception."""
+        try:
+            return super().format(record)
+        except Exception as exc:  # noqa: BLE001 -- arguments and exceptions are anybody's code
+            message = f"{shown(record.msg)} with {shown(record.args)} cannot be formatted: {type(exc).__name__}"
+            plain = {"msg": message, "args": None, "exc_info": None, "exc_text": None, "stack_info": None}
+            return super().format(logging.makeLogRecord({**vars(record), **plain}))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- the name in logging
         """Return one record, without its traceback."""
         facts = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        return " ".join([super().formatMessage(record), *(f"{name}={value!r}" for name, value in facts.items())])
+        return " ".join([super().formatMessage(record), *(f"{name}={_said(value)}" for name, value in facts.items())])
+
+
+def _said(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 -- as above
+        return shown(value)
 
 
 class _RunLog(RotatingFileHandler):
@@ -40,6 +61,11 @@ class _RunLog(RotatingFileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- as above
         """Do nothing: a full disk is the run's trouble where it saves, not where it logs."""
+
+
+def _names(record: logging.LogRecord, run: str) -> bool:
+    fact = getattr(record, "run", None)
+    return isinstance(fact, str) and fact == run  # anything else may raise when it is compared
 
 
 @contextmanager
@@ -55,7 +81,7 @@ def logging_to(path: Path, run: str, *, owns_process: bool) -> Generator[None]:
     root, thread = logging.getLogger(), threading.get_ident()
     handler, level = _RunLog(path, maxBytes=_MAX_BYTES, backupCount=1, delay=True), root.level
     handler.setFormatter(FactsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(lambda each: owns_process or each.thread == thread or getattr(each, "run", None) == run)
+    handler.addFilter(lambda each: owns_process or each.thread == thread or _names(each, run))
     root.addHandler(handler)
     if owns_process:
         root.setLevel(min(level, logging.INFO))

@@ -79,6 +79,18 @@ def check_state(store: Store, run: str) -> None:
         raise ConflictError(message, run=run)
 
 
+def check_free(store: Store, state: str, *, locks: Path) -> None:
+    """Accept a plugin state that nobody holds, or whose holder is proven dead by its free lock.
+
+    Raises:
+        ConflictError: A run holds it; the message names the run.
+    """
+    lease = store.find_lease(state)
+    now_ms = store.now_ms()
+    if lease is not None and lease.is_held(now_ms) and not _is_dead(lease, locks):
+        raise lease.held_by_other(now_ms)
+
+
 def abort(
     store: Store,
     run: str,
@@ -145,22 +157,30 @@ def edit(
     *,
     new: Iterable[PersistentState] = (),
     is_forced: bool = False,
+    locks: Path | None = None,
 ) -> None:
     """Change variables of plugin states, all of them or none.
+
+    What a run held whose process is proven dead, by its free lock, is taken from it.
 
     Args:
         store: The Pod.
         changes: For each plugin state, by its id, and each namespace new values by name; None: it goes.
         new: Those of the plugin states that are still to be created.
         is_forced: Take the plugin states from the runs that hold them.
+        locks: The folder with the lock files of this machine; None: nobody is proven dead.
 
     Raises:
         ConflictError: A run holds one of them, and ``is_forced`` is not said; the message names the run. Or a new one
-            is there already.
+            is there already, or one that was a dead run's was claimed meanwhile.
     """
     operations: list[Operation] = [CreateItem(state.id or "", "PersistentState", properties_of(state)) for state in new]
-    operations += [EndLease(state) for state in changes] if is_forced else []
     for state, namespaces in changes.items():
+        lease = None if is_forced or locks is None else store.find_lease(state)
+        if is_forced:
+            operations.append(EndLease(state))
+        elif lease is not None and locks is not None and _is_dead(lease, locks):
+            operations.append(EndLease(state, lease.epoch))
         for namespace, values in namespaces.items():
             for name, value in values.items():
                 if value is None:

@@ -17,9 +17,13 @@ from typing import Any, Final, cast
 from holdfast.errors import InvalidError, NotFoundError, PluginError
 from holdfast.items import Account, PluginRun, definition_of
 from holdfast.plugins.base import PluginBase
+from holdfast.runs import Status
 from holdfast.values import Kind, shown
 
 _log: Final = logging.getLogger(__name__)
+
+_BEGINNINGS: Final = (Status.IDLE, Status.INITIALIZED, Status.READY)
+"""The statuses that metadata may give a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,8 @@ def read_metadata(path: Path) -> Source:
 
     Raises:
         NotFoundError: There is no such file.
-        InvalidError: It is no JSON object, lacks one of the two, or has a value of the wrong type.
+        InvalidError: It is no JSON object, lacks one of the two, or has a value of the wrong type; its status is not
+            one that a run begins with, or its progress not between 0 and 1.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -122,6 +127,14 @@ def read_metadata(path: Path) -> Source:
     if isinstance(given.get("config"), dict):
         given["config"] = json.dumps(given["config"])
     properties = _known(PluginRun, given, path)
+    if properties.get("status", Status.IDLE) not in _BEGINNINGS:
+        message = (
+            f"'status' in {str(path)!r} cannot be {shown(given['status'])}: a run begins as {', '.join(_BEGINNINGS)}"
+        )
+        raise InvalidError(message, path=str(path), property="status")
+    if not 0 <= properties.get("progress", 0) <= 1:
+        message = f"'progress' in {str(path)!r} cannot be {shown(given['progress'])}: it lies between 0 and 1"
+        raise InvalidError(message, path=str(path), property="progress")
     if account is not None:
         account = _known(Account, cast("dict[str, Any]", account), path)
     return Source(
@@ -163,12 +176,21 @@ def _import(name: str, folder: Path | None, file: Path | None) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # the plugin's code, or that of a package around it: it may even end the process
-        raise PluginError(f"module {name!r} cannot be imported: {type(exc).__name__}: {exc}", module=name) from exc
+        message = f"module {name!r} cannot be imported: {type(exc).__name__}: {_text(exc)}"
+        raise PluginError(message, module=name) from exc
     if is_other:
         message = f"file {str(file)!r} cannot be a plugin: {name!r} is a module elsewhere already; rename the file"
         raise InvalidError(message, path=str(file), module=name)
     where = "" if folder is None else f", nor in {str(folder)!r}"
     raise NotFoundError(f"there is no module {name!r} among the installed packages{where}", module=name)
+
+
+def _text(exc: BaseException) -> str:
+    """Return what an exception of a plugin says, in one line, if it can say anything."""
+    try:
+        return " ".join(str(exc).split())
+    except BaseException as broken:  # noqa: BLE001 -- it is the plugin's code that answers, and it may even end the process
+        return f"(its text cannot be had: {type(broken).__name__})"
 
 
 def _find(name: str) -> ModuleSpec | None:

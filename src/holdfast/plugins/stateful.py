@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -121,7 +122,9 @@ class StatefulPlugin(PluginBase):
         self.snapshots = Snapshots()
         self._runner: Runner | None = None
         self._variables: PodVariables | None = None
-        self._once = threading.RLock()  # one call at a time; what it calls may call `once` in its turn
+        # One call at a time for each key; what it calls may call `once` in its turn.
+        self._once: weakref.WeakValueDictionary[str, threading.RLock] = weakref.WeakValueDictionary()
+        self._choosing = threading.Lock()
         super().__init__(pluginRun=pluginRun, client=client, **kwargs)
 
     def _warn_without_run(self) -> None:
@@ -204,6 +207,7 @@ class StatefulPlugin(PluginBase):
     def once(self, key: str, function: Callable[[], T]) -> T:
         """Return what ``function`` returned when it was first called under ``key``, by whichever run.
 
+        Threads that ask for one key at the same time wait for the one that calls; for other keys nobody waits.
         What is returned is what JSON makes of the result, the first time too. If the process dies after the function
         did its work and before the result is stored, the next run calls it again: make the effect one that may happen
         twice, or a transaction.
@@ -216,7 +220,9 @@ class StatefulPlugin(PluginBase):
         check(key, "the key of a result")
         if not 0 < len(key) <= MAX_NAME:
             raise InvalidError(f"{shown(key)} cannot be the key of a result: 1 to {MAX_NAME} characters are allowed")
-        with self._once:
+        with self._choosing:
+            lock = self._once.setdefault(key, threading.RLock())  # gone with its last user
+        with lock:
             known = self._backend.find(ONCE, key)
             if known is None:
                 result = function()
@@ -273,8 +279,11 @@ class StatefulPlugin(PluginBase):
 
     def get_account(self, client: Pod | None = None) -> Account | None:
         """Return the account of the run, or of its plugin state; None if it has none."""
+        client = client or self.client
         run = self.get_run(client, expanded=True)
-        return run.account[0] if run.account else None
+        places = (run.id, *(state.id for state in run.pluginState))
+        edges = (edge for place in places for edge in client.get_edges(place or "") if edge.name == "account")
+        return next((edge.target for edge in edges if isinstance(edge.target, Account)), None)
 
     def _run_id(self) -> str:
         if self.runId is None:
