@@ -262,6 +262,39 @@ def test_what_a_run_holds_nobody_else_writes() -> None:
         apply(there, MoveRun("r", Status.DONE), fence=other.fence)
 
 
+@pytest.mark.parametrize("kind", [CreateEdge, DeleteEdge])
+@pytest.mark.parametrize(
+    "edge, fence, error",
+    [
+        (("q", "pluginState", "s"), FENCE, "a run that holds plugin state 's' cannot write to run 'q'"),
+        (("q", "account", "a"), FENCE, "a run that holds plugin state 's' cannot write to run 'q'"),
+        (("t", "account", "a"), FENCE, "a run that holds plugin state 's' cannot write to 't'"),
+        (("r", "pluginState", "t"), FENCE, "run 'r' cannot change which plugin state it works on: only its owner can"),
+        (("new", "pluginState", "t"), FENCE, "a run that holds plugin state 's' cannot begin one on 't'"),
+        (("r", "pluginState", "t"), None, "plugin state 's' is held by run 'r' for another 1 s"),
+        (("new", "pluginState", "s"), FENCE, None),
+        (("r", "account", "a"), FENCE, None),
+        (("s", "account", "a"), FENCE, None),
+        (("r", "account", "a"), None, None),
+        (("q", "pluginState", "s"), None, None),
+        (("new", "pluginState", "t"), None, None),
+        (("deleted", "pluginState", "s"), FENCE, "cannot write to run 'deleted'|'deleted' .* does not exist"),
+    ],
+)
+def test_an_edge_belongs_to_the_item_that_it_begins_at(
+    kind: type[CreateEdge | DeleteEdge], edge: tuple[str, str, str], fence: Fence | None, error: str | None
+) -> None:
+    """So a run changes only its own edges, and what a run that is held works on stays what it is."""
+    runs = (row("r", "PluginRun"), row("q", "PluginRun"), row("deleted", "PluginRun")._replace(is_deleted=True))
+    there = rows(*runs, *(row(id_, "PersistentState") for id_ in "st"), row("a", "Account"), lease=HELD)
+    operations = (CreateItem("new", "PluginRun"), kind(*edge))
+    if error is None:
+        assert apply(there, *operations, fence=fence)[1].edges == {EdgeKey(*edge): kind is CreateEdge}
+    else:
+        with pytest.raises((ConflictError, DeniedError, NotFoundError), match=error):
+            apply(there, *operations, fence=fence)
+
+
 def test_a_run_is_protected_by_the_lease_that_it_holds_now() -> None:
     """An older lease of the same run, that lapsed, does not stand for it."""
     there = rows(row("r", "PluginRun", status="started"), lease=HELD)

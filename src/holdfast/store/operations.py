@@ -65,7 +65,12 @@ class DeleteItem:
 
 @dataclass(frozen=True, slots=True)
 class CreateEdge:
-    """Link two items; nothing happens if that edge exists. NotFoundError if one of the items does not."""
+    """Link two items; nothing happens if that edge exists. NotFoundError if one of the items does not.
+
+    An edge belongs to the item that it begins at: a run is denied those of other runs and plugin states. ``pluginState``
+    of a run is its owner's to change, while nobody holds that run (ConflictError); a run that begins another one does
+    so on its own plugin state, or on one that is created with it.
+    """
 
     source: str
     name: str
@@ -74,7 +79,7 @@ class CreateEdge:
 
 @dataclass(frozen=True, slots=True)
 class DeleteEdge:
-    """Remove one link; nothing happens if it is absent."""
+    """Remove one link; nothing happens if it is absent. Whose it is, and who is refused: as for `CreateEdge`."""
 
     source: str
     name: str

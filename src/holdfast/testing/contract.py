@@ -65,6 +65,8 @@ _BEGINNING: Final[list[Operation]] = [
     op.AskQuestion("q1", "s", "r2", "k", "{}"),
     op.AnswerQuestion("q1", "1"),
     op.AskQuestion("q2", "held", "r1", "k", "{}"),
+    *(op.CreateItem(id_, "PersistentState") for id_ in ("held", "s")),
+    *(op.CreateEdge(run, "pluginState", id_) for run, id_ in (("r1", "held"), ("r2", "s"))),
     op.ClaimLease("held", "r1", "h1", 60_000),
 ]
 _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
@@ -91,6 +93,8 @@ _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
     (NotFoundError, "target 'gone'", op.CreateEdge("t1", "friend", "gone")),
     (InvalidError, "cannot lead to a PluginRun", op.CreateEdge("t1", "friend", "r1")),
     (InvalidError, "no edge 'enemy'", op.CreateEdge("t1", "enemy", "t2")),
+    (ConflictError, "held by run 'r1'", op.CreateEdge("r1", "pluginState", "s")),
+    (ConflictError, "held by run 'r1'", op.DeleteEdge("r1", "pluginState", "held")),
     (ConflictError, "is 1, not True", op.SetVariable("s", "1", 2, expected=op.Expected(True))),
     (ConflictError, "is 1, not 1.0", op.SetVariable("s", "1", 2, expected=op.Expected(1.0))),
     (ConflictError, "is True, not 1 ", op.SetVariable("s", "True", 2, expected=op.Expected(1))),
@@ -140,6 +144,15 @@ _DENIED_TO_A_RUN: Final[list[Operation]] = [
     op.DeleteQuestion("q1"),
     op.SetProgress("r2", 0.5),
     op.UpdateItem("r2", {"status": "done"}),
+    op.CreateEdge("r2", "pluginState", "held"),
+    op.DeleteEdge("r2", "pluginState", "s"),
+    op.CreateEdge("r2", "view", "c1"),
+    op.DeleteEdge("r2", "view", "c1"),
+    op.CreateEdge("s", "view", "c1"),
+    op.DeleteEdge("s", "view", "c1"),
+    op.CreateEdge("r1", "pluginState", "s"),
+    op.DeleteEdge("r1", "pluginState", "held"),
+    op.CreateEdge("new", "pluginState", "s"),
     op.ClaimLease("s", "r1", "h2", 1_000),
     op.EndLease("held"),
     op.CancelLease("held"),
@@ -254,11 +267,46 @@ class StoreContract:
 
     @pytest.mark.parametrize("operation", _DENIED_TO_A_RUN)
     def test_a_run_writes_to_no_other_run_and_no_other_plugin_state(self, pod: Store, operation: Operation) -> None:
-        """What a run does not hold, it is denied; ending and cancelling leases are the owner's."""
+        """What a run does not hold, it is denied, edges included, and by a run that it begins as well.
+
+        Ending and cancelling leases are the owner's, and so is it to say which plugin state a run works on.
+        """
         before = _everything(pod)
         with pytest.raises(DeniedError, match="run"):
-            apply(pod, op.SetVariable("held", "x", 1), operation, fence=HELD)
+            apply(
+                pod,
+                op.SetVariable("held", "x", 1),
+                *(op.CreateItem(*each) for each in (("new", "PluginRun"), ("c1", "CVUStoredDefinition"))),
+                operation,
+                fence=HELD,
+            )
         assert _everything(pod) == before
+
+    def test_a_run_links_its_own_and_what_it_makes(self, pod: Store) -> None:
+        """And links anything to others; a run that it begins works on its own plugin state, or on one as new.
+
+        Its owner links a run that is held too, but not to another plugin state.
+        """
+        apply(pod, op.CreateItem("c1", "CVUStoredDefinition"))
+        apply(
+            pod,
+            op.CreateItem("new", "PersistentState"),
+            op.CreateEdge("new", "view", "c1"),
+            *(op.CreateItem(id_, "PluginRun") for id_ in ("r3", "r4")),
+            op.CreateEdge("r3", "pluginState", "held"),
+            op.CreateEdge("r4", "pluginState", "new"),
+            *(op.CreateEdge(id_, "view", "c1") for id_ in ("held", "r1", "r3")),
+            op.DeleteEdge("held", "view", "c1"),
+            *(op.CreateEdge("t1", "any", id_) for id_ in ("r2", "s")),
+            fence=HELD,
+        )
+        apply(pod, op.DeleteEdge("r1", "view", "c1"), op.CreateEdge("held", "view", "c1"))
+        with pytest.raises(DeniedError, match="cannot write to run 'r3'"):
+            apply(pod, op.DeleteEdge("r3", "pluginState", "held"), fence=HELD)
+        edges = pod.list_edges(["held", "new", "r1", "r3", "r4", "t1"], _OUT)
+        assert {id_: [row.item.id for row in rows] for id_, rows in edges.items()} == {
+            "held": ["c1"], "new": ["c1"], "r1": ["held"], "r3": ["held", "c1"], "r4": ["new"], "t1": ["t2", "r2", "s"],
+        }  # fmt: skip
 
     def test_operations_see_the_effects_of_those_before_them(self, store: Store) -> None:
         """What a batch makes can be used in it, a lease included; there is one result for each, in order."""
@@ -565,7 +613,11 @@ class StoreContract:
         assert apply(store, op.ClaimLease("s", "r1", "h3", 100, dead_holder="h2")) == (third,)
         assert store.find_lease("s") == third
 
-    @pytest.mark.parametrize("write", [op.SetVariable("held", "n", 9), op.MoveRun("r1", Status.READY)], ids=repr)
+    @pytest.mark.parametrize(
+        "write",
+        [op.SetVariable("held", "n", 9), op.MoveRun("r1", Status.READY), op.DeleteEdge("r1", "pluginState", "held")],
+        ids=repr,
+    )
     def test_what_the_owner_writes_after_a_lease_lapsed_ends_it(
         self, pod: Store, clock: FakeClock, write: op.Operation
     ) -> None:
