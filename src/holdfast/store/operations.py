@@ -67,9 +67,9 @@ class DeleteItem:
 class CreateEdge:
     """Link two items; nothing happens if that edge exists. NotFoundError if one of the items does not.
 
-    An edge belongs to the item that it begins at: a run is denied those of other runs and plugin states. ``pluginState``
-    of a run is its owner's to change, while nobody holds that run (ConflictError); a run that begins another one does
-    so on its own plugin state, or on one that is created with it.
+    An edge belongs to the item that it begins at: a run is denied those of other runs and plugin states.
+    ``pluginState`` of a run is its owner's to change, while nobody holds that run (ConflictError); a run that begins
+    another one does so on its own plugin state, or on one that is created with it.
     """
 
     source: str
