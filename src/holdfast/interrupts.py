@@ -21,6 +21,8 @@ class _Uninterrupted:
 
     def __init__(self) -> None:
         self.depth = 0
+        self.owner = 0
+        """The thread whose block it is, or was."""
         self.pending: list[tuple[int, FrameType | None]] = []
         self.handlers: dict[int, Any] = {}
 
@@ -29,6 +31,7 @@ class _Uninterrupted:
             return
         if not self.depth:
             self.pending.clear()  # a handler that raised while the last block ended has said it all
+            self.owner = threading.get_ident()
             for number in _NUMBERS:
                 handler = signal.getsignal(number)
                 if callable(handler) and handler != self.note:
@@ -40,18 +43,23 @@ class _Uninterrupted:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if threading.current_thread() is not threading.main_thread():
+        # A thread that forks in its block, which did nothing, is the main one of the child: there is no depth to leave.
+        if threading.current_thread() is not threading.main_thread() or not self.depth:
             return
         self.depth -= 1
         if self.depth:
             return
         # From here on `note` passes signals on, so a handler that raises in the middle of this leaves nothing behind.
-        for number, handler in self.handlers.items():
-            if signal.getsignal(number) == self.note:
-                signal.signal(number, handler)
+        self.put_back()
         pending, self.pending = self.pending, []
         for number, frame in pending:
             self.handlers[number](number, frame)
+
+    def put_back(self) -> None:
+        """Let the handlers stand for themselves again."""
+        for number, handler in self.handlers.items():
+            if signal.getsignal(number) == self.note:
+                signal.signal(number, handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Stand in for the handlers."""
@@ -74,6 +82,12 @@ def is_interrupted() -> bool:
     return bool(_state.pending) and threading.current_thread() is threading.main_thread()
 
 
+def handler_of(number: int) -> Any:
+    """Return what `signal.getsignal` would without a block: the handler that waits, and not what stands in for it."""
+    handler = signal.getsignal(number)
+    return _state.handlers[number] if handler == _state.note else handler
+
+
 def deliver() -> None:
     """Inside a block, at a place where it may be left: run the handlers of the signals that wait."""
     if threading.current_thread() is threading.main_thread():
@@ -84,6 +98,9 @@ def deliver() -> None:
 
 def _begin_anew() -> None:
     _state.pending.clear()  # the parent's
+    if _state.owner != threading.get_ident():  # and so is the block: the thread that would leave it is not here
+        _state.depth = 0
+        _state.put_back()
 
 
 if hasattr(os, "register_at_fork"):

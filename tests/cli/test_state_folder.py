@@ -58,6 +58,8 @@ def test_get_prints_the_value_alone_and_fails_without(folder: Path, capsys: pyte
         (["[1]"], "[1]"),
         (["7", "--text"], "7"),
         (["null"], "null"),
+        (["NaN"], "NaN"),
+        (["Infinity"], "Infinity"),
         (["[" * 100_000], "[" * 100_000),
     ],
 )
@@ -71,7 +73,7 @@ def test_set_takes_a_word_for_what_it_looks_like(
 
 def test_set_refuses_what_no_variable_can_hold(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the exit code for a value that must be corrected."""
-    assert call(capsys, "set", "ui", "x", "NaN", "--dir", folder)[0] == 2
+    assert call(capsys, "set", "ui", "x", "1e400", "--dir", folder)[0] == 2
     assert call(capsys, "set", "ui", "x", "9" * 5_000, "--dir", folder)[0] == 2
     assert call(capsys, "set", "", "x", "1", "--dir", folder)[0] == 2
 
@@ -82,6 +84,9 @@ def test_delete_takes_variables_or_the_namespace(folder: Path, capsys: pytest.Ca
     assert dict(State(folder).ui) == {"size": 12}
     assert call(capsys, "delete", "ui", "--dir", folder)[0] == 0
     assert list(State(folder)) == ["tool"]
+    code, deleted, _ = call(capsys, "delete", "ui", "--dir", folder.parent / "typo", "--json")
+    assert (code, json.loads(deleted)["deleted"]) == (0, [])
+    assert os.listdir(folder.parent) == ["state"]
 
 
 def test_an_export_is_imported_elsewhere(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +120,15 @@ def test_an_import_that_cannot_be_taken_whole_changes_nothing(
     (tmp_path / "export.json").write_text(text)
     assert call(capsys, "import", tmp_path / "export.json", "--dir", folder)[0] == 2
     assert dict(State(folder).ui) == {"theme": "dark", "size": 12}
+
+
+def test_an_import_of_a_standard_input_that_is_closed_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a program without one finds it; another file is read all the same."""
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = call(capsys, "import", "-", "--dir", folder)
+    assert (code, "standard input is closed" in err) == (2, True)
 
 
 def test_with_json_each_answer_is_one_document(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -524,6 +524,78 @@ def test_a_thread_need_not_wait_for_the_disk_where_the_main_thread_has_a_state(f
     assert state.tool.x is None
 
 
+TERMINATED = """
+import signal, sys
+from holdfast.disk import Disk
+from holdfast.state import State, files
+from holdfast.state.ending import ending
+files.WAIT_S = 1
+class Held(Disk):
+    has_come = False
+    def _try_lock(self, fd, *, shared):
+        if not shared and not self.has_come:
+            self.has_come = True
+            signal.raise_signal(signal.SIGTERM)
+        return (shared or ending.is_over) and super()._try_lock(fd, shared=shared)
+state = State(sys.argv[1], disk=Held())
+state.tool.x = 1
+state.incr("tool", "n")
+"""
+
+
+def test_sigterm_ends_the_waiting_for_another_process(folder: Path) -> None:
+    """And the process, which saves first: as soon as the other lets it."""
+    run(TERMINATED, folder, expected=-signal.SIGTERM)
+    assert dict(State(folder).tool) == {"x": 1}
+
+
+class Acquiring:
+    """A lock of threads; Ctrl-C comes when it has been taken."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def acquire(self, timeout: float) -> bool:
+        """Take it."""
+        self.lock.acquire(timeout=timeout)
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        self.lock.release()
+
+
+class Locking(Disk):
+    """Ctrl-C comes when the folder has been locked."""
+
+    def _try_lock(self, fd: int, *, shared: bool) -> bool:
+        if not shared:
+            signal.raise_signal(signal.SIGINT)
+        return super()._try_lock(fd, shared=shared)
+
+
+@pytest.mark.parametrize("what", ["thread", "process"])
+def test_ctrl_c_at_the_moment_a_folder_is_taken_leaves_it_to_the_others(
+    folder: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever catches it lives on, and every thread and process can write."""
+    monkeypatch.setattr("holdfast.state.files.WAIT_S", 0.5)
+    state = State(folder, save_delay=0, disk=Locking() if what == "process" else Disk())
+    writing = state.__files__._writing
+    if what == "thread":
+        state.__files__._writing = Acquiring()  # type: ignore[assignment]
+        writing = state.__files__._writing.lock
+    with pytest.raises(KeyboardInterrupt), state.transaction():
+        pass
+    State(folder, save_delay=0).tool.x = 1
+    is_free: list[bool] = []
+    thread = threading.Thread(target=lambda: is_free.append(writing.acquire(timeout=0)))
+    thread.start()
+    thread.join()
+    assert is_free == [True]
+
+
 WAITING = """
 import fcntl, os, signal, sys, threading
 from holdfast.state import State, files

@@ -136,7 +136,7 @@ def test_signals_are_taken_in_the_main_thread_only() -> None:
 
 
 def test_variables_in_files_leave_it_to_the_condition_to_go_on(tmp_path: Path) -> None:
-    """They are saved when the signal comes, and do not end the process that has decided to save first."""
+    """They do not end the process that has decided to save first, and are saved when it ends."""
     code = """
 import signal, sys
 from holdfast import OnSignal, State

@@ -7,9 +7,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import ref
@@ -320,9 +321,45 @@ def test_other_files_in_the_folder_are_no_namespaces(folder: Path) -> None:
     state = State(folder, save_delay=0)
     state.tool.x = 1
     state.tool.x = 2
-    for name in ("notes.txt", "a b.json", ".hidden.json", "tool.json.corrupt-20250101T000000Z", "%zz.json"):
+    for name in ("notes.txt", "a%b.json", ".hidden.json", "tool.json.corrupt-20250101T000000Z", "%zz.json"):
         (folder / name).write_text("{}")
     assert list(state) == ["tool"]
+
+
+@pytest.mark.parametrize("namespace", ["my ns", "größe", "a+b", "c:d", "nul"])
+def test_a_file_that_another_program_gave_the_name_of_a_namespace_is_that_of_the_namespace(
+    folder: Path, namespace: str
+) -> None:
+    """It is listed, read, and written where it is, with its generations; once it is gone there is another one."""
+    folder.mkdir()
+    (folder / f"{namespace}.json").write_text('{"x": 1}')
+    state = State(folder, save_delay=0)
+    assert list(state) == [namespace]
+    assert state.get(namespace).x == 1
+    with state.transaction():
+        state.get(namespace).y = 2
+        state.tool.x = 1
+    assert sorted(os.listdir(folder)) == sorted([f"{namespace}.json", f".{namespace}.json.prev", "tool.json", ".lock"])
+    (folder / f"{namespace}.json").write_text("{")
+    assert dict(State(folder).get(namespace)) == {"x": 1}
+    state.delete(namespace)
+    state.delete("tool")
+    (aside,) = folder.glob("*.corrupt-*")
+    assert sorted(os.listdir(folder)) == [".lock", aside.name]
+    state.get(namespace).z = 3
+    assert f"{namespace}.json" not in os.listdir(folder)
+    assert dict(State(folder).get(namespace)) == {"z": 3}
+
+
+def test_of_two_files_of_a_namespace_our_own_is_the_one(folder: Path) -> None:
+    """And the other is left alone."""
+    state = State(folder, save_delay=0)
+    state.get("a b").x = 1
+    (folder / "a b.json").write_text('{"x": 2}')
+    state.get("a b").y = 1
+    assert list(state) == ["a b"]
+    assert dict(State(folder).get("a b")) == {"x": 1, "y": 1}
+    assert (folder / "a b.json").read_text() == '{"x": 2}'
 
 
 # -- several at once --
@@ -514,6 +551,19 @@ def test_delete_leaves_no_variable_and_no_generation_to_restore(folder: Path) ->
     assert list(state) == []
 
 
+@pytest.mark.parametrize("left", ["tool.json", ".tool.json.prev"])
+def test_delete_takes_a_file_without_variables_too(folder: Path, left: str) -> None:
+    """And a generation whose file somebody removed; what only looks takes nothing."""
+    folder.mkdir()
+    (folder / left).write_text("{}")
+    state = State(folder, save_delay=0)
+    with state.transaction():
+        assert dict(state.tool) == {}
+    assert left in os.listdir(folder)
+    state.delete("tool")
+    assert os.listdir(folder) == [".lock"]
+
+
 # -- transactions --
 
 
@@ -639,6 +689,114 @@ def test_a_transaction_belongs_to_its_thread(folder: Path) -> None:
     assert State(folder).a.x == 2
 
 
+# -- in the middle of a write --
+
+
+class Signalling(Disk):
+    """A signal comes in the middle of the first rename, or with ``is_full`` the rename fails then."""
+
+    def __init__(self, *, is_full: bool = False) -> None:
+        self.has_come = False
+        self.is_full = is_full
+
+    def _rename(self, source: Path, target: Path) -> None:
+        if not self.has_come:
+            self.has_come = True
+            signal.raise_signal(signal.SIGUSR1)
+            if self.is_full:
+                raise OSError(28, "No space left on device")
+        super()._rename(source, target)
+
+
+@contextmanager
+def handling(handle: Callable[[], object]) -> Generator[None]:
+    """Let something be done when the signal comes."""
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: handle())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def transact(state: State) -> None:
+    """Change two namespaces in a transaction."""
+    with state.transaction():
+        state.tool.n, state.more.x = 1, 1
+
+
+@pytest.mark.parametrize(
+    "save_delay, write",
+    [
+        pytest.param(0, lambda state: setattr(state.tool, "n", 1), id="set"),
+        pytest.param(None, lambda state: state.incr("tool", "n"), id="incr"),
+        pytest.param(None, lambda state: setattr(state.tool, "n", 1) or state.save_all(), id="save"),
+        pytest.param(0, transact, id="transaction"),
+        pytest.param(None, transact, id="transaction without delay"),
+    ],
+)
+def test_what_a_signal_handler_writes_in_the_middle_of_a_write_is_stored_with_it(
+    folder: Path, save_delay: float | None, write: Callable[[State], object]
+) -> None:
+    """By each way to write; it sees what it interrupts, and what it wrote itself."""
+    state = State(folder, save_delay=save_delay, disk=Signalling())
+    seen: list[object] = []
+
+    def handle() -> None:
+        state.incr("tool", "n")
+        state.tool.x = 5
+        state.other.x = 6
+        with state.transaction():
+            state.tool.y = state.tool.x
+        with pytest.raises(UnavailableError), state.transaction():  # noqa: PT012 -- the block is what is tested
+            state.tool.z = state.other.z = 1
+            raise UnavailableError("as if")
+        seen.extend((state.tool.n, state.tool.x, state.tool.y, state.tool.z, state.other.x))
+
+    with handling(handle):
+        write(state)
+    assert seen == [2, 5, 5, None, 6]
+    for found in (State(folder), state):
+        assert dict(found.tool) == {"n": 2, "x": 5, "y": 5}
+    state.save_all()
+    assert dict(State(folder).other) == {"x": 6}
+
+
+@pytest.mark.parametrize("save_delay", [0, None])
+def test_what_a_signal_handler_adds_in_the_middle_of_adding_is_not_lost(
+    folder: Path, save_delay: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is what it expects: the outer one looks again."""
+    import holdfast.state as module
+
+    state = State(folder, save_delay=save_delay)
+    state.incr("tool", "n")
+    calls = 0
+
+    def checked(name: object, value: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # between the look at the sum's parts and the sum
+            signal.raise_signal(signal.SIGUSR1)
+        return as_ever(name, value)
+
+    as_ever = module.checked
+    monkeypatch.setattr(module, "checked", checked)
+    with handling(lambda: state.incr("tool", "n", 10)):
+        assert state.incr("tool", "n") == 12
+    assert State(folder).tool.n == 12
+
+
+def test_what_a_signal_handler_sets_while_a_save_fails_is_kept_like_the_rest(folder: Path) -> None:
+    """And stored when there is room."""
+    state = State(folder, save_delay=None, disk=Signalling(is_full=True))
+    state.tool.x = 1
+    with handling(lambda: setattr(state.tool, "y", 2)), pytest.raises(UnavailableError, match="the disk is full"):
+        state.save_all()
+    assert dict(state.tool) == {"x": 1, "y": 2}
+    state.save_all()
+    assert dict(State(folder).tool) == {"x": 1, "y": 2}
+
+
 # -- when --
 
 
@@ -647,6 +805,12 @@ def test_a_delay_that_is_no_time_is_refused(folder: Path, save_delay: float) -> 
     """None means at the end; infinity would too, and is not said so."""
     with pytest.raises(InvalidError, match="seconds, 0 or more, or None are expected"):
         State(folder, save_delay=save_delay)
+
+
+def test_no_folder_is_not_the_current_one() -> None:
+    """It is an unset variable, most likely."""
+    with pytest.raises(InvalidError, match=r"^location is empty: a folder is expected$"):
+        State("")
 
 
 @pytest.mark.parametrize("location, why", [("~nobody-is-called-so/state", "nobody knows whose home that is")])
@@ -764,6 +928,65 @@ def test_what_cannot_be_stored_is_complained_of_once(folder: Path, caplog: pytes
     assert State(folder).tool.a == 1
 
 
+@contextmanager
+def without_threads() -> Generator[None]:
+    """Let no thread start: none could have so large a stack."""
+    before = threading.stack_size(1 << 45)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
+
+
+def test_a_thread_that_could_not_start_once_ends_no_saving(folder: Path) -> None:
+    """What is set then is stored at once; what is set later after the delay, as ever."""
+    is_stored = threading.Event()
+
+    class Telling(Disk):
+        def _rename(self, source: Path, target: Path) -> None:
+            super()._rename(source, target)
+            is_stored.set()
+
+    state = State(folder, save_delay=0.01, disk=Telling())
+    with without_threads():
+        state.tool.x = 1
+        assert State(folder).tool.x == 1
+    is_stored.clear()
+    state.tool.x = 2
+    assert is_stored.wait(60)
+
+
+def test_a_failed_save_whose_next_try_cannot_be_started_is_tried_with_the_next_change(folder: Path) -> None:
+    """Nothing that was set before it is lost."""
+    is_stored = threading.Event()
+
+    class Full(Disk):
+        tries = 0
+
+        def _rename(self, source: Path, target: Path) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                threading.stack_size(1 << 45)
+                raise OSError(28, "No space left on device")
+            super()._rename(source, target)
+            is_stored.set()
+
+    before, others = threading.stack_size(), threading.enumerate()
+    state = State(folder, save_delay=0.01, disk=Full())
+    try:
+        state.tool.x = 1
+        for thread in threading.enumerate():
+            if thread not in others:
+                thread.join()
+    finally:
+        threading.stack_size(before)
+    assert not is_stored.is_set()
+    state.tool.y = 2
+    assert is_stored.wait(60)
+    state.save_all()
+    assert dict(State(folder).tool) == {"x": 1, "y": 2}
+
+
 def test_a_state_without_changes_is_forgotten(folder: Path) -> None:
     """What was saved needs nobody to remember it until the process ends."""
     state = State(folder, save_delay=None)
@@ -796,6 +1019,19 @@ def test_a_damaged_file_is_kept_aside_and_the_generation_before_it_restored(
     assert aside.read_bytes() == damage
     state.tool.c = 3
     assert dict(State(folder).tool) == {"a": 1, "c": 3}
+
+
+def test_a_file_damaged_before_a_transaction_was_carried_out_is_kept_aside(folder: Path) -> None:
+    """What was committed takes its place, and it is no generation to restore."""
+    State(folder, save_delay=0).tool.a = 1
+    (folder / "tool.json").write_text("{")
+    (folder / ".transaction.json").write_text('{"tool": {"a": 2}, "other": {"x": 1}}')
+    state = State(folder, save_delay=0)
+    state.other.y = 1
+    (aside,) = folder.glob("tool.json.corrupt-*")
+    assert aside.read_text() == "{"
+    assert dict(state.tool) == {"a": 2}
+    assert not (folder / ".tool.json.prev").exists()
 
 
 def test_a_file_damaged_under_a_running_program_does_not_erase_it(folder: Path) -> None:

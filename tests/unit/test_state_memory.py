@@ -143,3 +143,62 @@ def test_what_is_set_while_memory_is_replaced_waits_for_the_end_of_that(tmp_path
     assert state.tool.x == 2
     state.save_all()
     assert State(tmp_path).tool.x == 2
+
+
+@pytest.mark.parametrize("what", ["set", "load"])
+def test_what_a_signal_handler_does_while_memory_changes_is_neither_undone_nor_forgotten(
+    tmp_path: Path, what: str
+) -> None:
+    """It passes the lock of its own thread; what is set and not stored stays, and what is read is the newest."""
+
+    class Content(dict[str, Any]):
+        is_first = True
+
+        def __iter__(self) -> Iterator[str]:
+            if self.is_first:
+                self.is_first = False
+                handle()
+            return super().__iter__()
+
+        def keys(self) -> Any:
+            return list(self)
+
+        def items(self) -> Any:
+            return [(name, self[name]) for name in self]
+
+    def handle() -> None:
+        if what == "set":
+            state.tool.x = 2
+        else:
+            state.tool.load()
+
+    state = State(tmp_path, save_delay=None)
+    state.tool.y = 1
+    kept = state.__files__.known("tool")
+    if what == "set":
+        kept.take(Content(z=3))
+        assert dict(state.tool) == {"z": 3, "y": 1, "x": 2}
+    else:
+        kept.change(Content(x=2))
+        assert dict(state.tool) == {"y": 1, "x": 2}
+    state.save_all()
+    assert dict(State(tmp_path).tool) == {"y": 1, "x": 2}
+
+
+def test_what_a_signal_handler_stores_while_memory_is_replaced_is_newer_than_what_was_read(tmp_path: Path) -> None:
+    """So that is not taken: it is to be read again."""
+
+    class Content(dict[str, Any]):
+        def keys(self) -> Any:
+            state.incr("tool", "x")
+            return super().keys()
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.keys())
+
+    State(tmp_path, save_delay=0).tool.x = 1
+    state = State(tmp_path, save_delay=None)
+    assert state.tool.x == 1
+    kept = state.__files__.known("tool")
+    assert kept.take(Content(x=1), over=kept.values) is False
+    assert state.tool.x == State(tmp_path).tool.x >= 2

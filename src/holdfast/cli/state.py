@@ -110,7 +110,7 @@ def set_(call: Call, namespace: str, name: str, value: str, folder: str | None, 
 def delete(call: Call, namespace: str, names: tuple[str, ...], folder: str | None) -> None:
     """Delete these variables together, or the whole namespace; nothing happens to what is not there."""
     state = _open(folder)
-    with state.transaction():
+    with state.transaction() if folder is None or os.path.lexists(folder) else nullcontext():  # it would be made
         ns = state.get(namespace)
         gone = [name for name in names or list(ns) if name in ns]
         for name in gone:
@@ -131,8 +131,15 @@ def export(namespaces: tuple[str, ...], folder: str | None) -> None:
     click.echo(json.dumps(found, indent=4))
 
 
+class _Document(click.File):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-" and sys.stdin is None:
+            self.fail("standard input is closed", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @command.command("import")
-@click.argument("file", type=click.File(encoding="utf-8-sig"))
+@click.argument("file", type=_Document(encoding="utf-8-sig"))
 @_in_folder
 @with_common_options
 @click.pass_obj
@@ -184,7 +191,8 @@ def _read(state: State | PluginStates, namespaces: Iterable[str]) -> dict[str, d
 def _meant(word: str) -> Any:
     try:
         # Python refuses thousands of digits as it does a word; the first thirty are too many for a variable as well.
-        value: Any = json.loads(word, parse_int=lambda digits: int(digits[:30]))
+        # NaN and Infinity are no numbers of JSON, though Python reads them: they are words, as "nan" is.
+        value: Any = json.loads(word, parse_int=lambda digits: int(digits[:30]), parse_constant=str)
     except (ValueError, RecursionError):
         return word
     return value if isinstance(value, int | float) else word

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from holdfast.disk import Disk, StrPath
-from holdfast.errors import ConflictError, HoldfastError, InvalidError
+from holdfast.errors import HoldfastError, InvalidError
 from holdfast.state.ending import is_awaited
 from holdfast.state.files import JsonFiles
 from holdfast.state.names import path_of
@@ -44,7 +44,7 @@ class State:
         disk: What the folder lies on.
 
     Raises:
-        InvalidError: ``save_delay`` is no number of seconds, or ``location`` is relative to nothing.
+        InvalidError: ``save_delay`` is no number of seconds, or ``location`` is empty or relative to nothing.
     """
 
     __slots__ = ("__files__", "__namespaces__", "__weakref__")
@@ -93,14 +93,17 @@ class State:
         """
         added = checked(name, by)
         with self.__files__.joined() as block:
-            old = block.read(namespace).get(name, 0)
-            for number in (old, added):
-                if not isinstance(number, int | float) or isinstance(number, bool):
-                    raise StateError(
-                        f"variable {shown(name)} cannot be {shown(old)} + {shown(by)}: numbers are expected"
-                    )
-            total = checked(name, cast("int | float", old) + cast("int | float", added))
-            block.write(namespace, {name: total})
+            is_added, total = False, added
+            while not is_added:  # else a signal handler has written meanwhile
+                found = block.read(namespace)
+                old = found.get(name, 0)
+                for number in (old, added):
+                    if not isinstance(number, int | float) or isinstance(number, bool):
+                        raise StateError(
+                            f"variable {shown(name)} cannot be {shown(old)} + {shown(by)}: numbers are expected"
+                        )
+                total = checked(name, cast("int | float", old) + cast("int | float", added))
+                is_added = block.write(namespace, {name: total}, over=found)
         return cast("int | float", total)
 
     def compare_and_set(self, namespace: str, name: str, old: Value | None, new: Value | None) -> bool:
@@ -111,11 +114,13 @@ class State:
         value = None if new is None else checked(name, new)
         expected = None if old is None else checked(name, old)
         with self.__files__.joined() as block:
-            # Their texts differ exactly if they do: 0.0 and -0.0 as well.
-            if repr(block.read(namespace).get(name)) != repr(expected):
-                return False
-            block.write(namespace, {name: value})
-        return True
+            while True:  # as above
+                found = block.read(namespace)
+                # Their texts differ exactly if they do: 0.0 and -0.0 as well.
+                if repr(found.get(name)) != repr(expected):
+                    return False
+                if block.write(namespace, {name: value}, over=found):
+                    return True
 
     def delete(self, namespace: str) -> None:
         """Let a namespace have no variables and no files any more, durably; nothing happens if it is so.
@@ -134,10 +139,9 @@ class State:
 
         Raises:
             ConflictError: The thread is in a transaction already; or a child was forked in it, and ends it.
-            UnavailableError: Nothing was changed; the reasons of `save_all`.
+            UnavailableError: The reasons of `save_all`. If the disk failed in the last step, all of it may be stored
+                nevertheless; never a part.
         """
-        if self.__files__.is_in_block():
-            raise ConflictError("a transaction cannot begin in another one of the same thread: end that first")
         with self.__files__.transaction():
             yield
 

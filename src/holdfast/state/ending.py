@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from weakref import WeakSet
 
 from holdfast.errors import HoldfastError
+from holdfast.interrupts import handler_of
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,9 @@ def is_awaited() -> bool:
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     del frame
-    _save_at_exit()
-    if signal.getsignal(number) is not _on_sigterm:  # somebody took over and calls us first: it is theirs to end
+    if handler_of(number) is not _on_sigterm:  # somebody took over and only calls us: the end is theirs, if it is one
         return
+    _save_at_exit()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -26,16 +26,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from holdfast.disk import BusyError, Disk, Lock, MissingError, StrPath, translate
 from holdfast.errors import ConflictError, DamagedError, HoldfastError, InvalidError
 from holdfast.interrupts import deliver, uninterrupted
 from holdfast.state.ending import alive, ending, is_awaited, unsaved
 from holdfast.state.memory import Kept, changed
-from holdfast.state.names import aside_of, check_case, namespace_of, path_of, previous_of
+from holdfast.state.names import aside_of, check_case, file_of, namespace_of, previous_of
 from holdfast.state.namespaces import Changes, StateError, checked
 from holdfast.values import Value, shown
 
@@ -69,6 +69,8 @@ class JsonFiles:
         except (OSError, RuntimeError) as exc:
             why = "the current folder is gone" if isinstance(exc, OSError) else "nobody knows whose home that is"
             raise InvalidError(f"{os.fspath(location)!r} leads nowhere: {why}; name an absolute path") from exc
+        if not os.fspath(location):  # an unset variable, most likely, and not the current folder
+            raise InvalidError("location is empty: a folder is expected")
         self.save_delay = save_delay
         self.disk = disk
         self._kept: dict[str, Kept] = {}
@@ -152,7 +154,7 @@ class JsonFiles:
         return kept
 
     def is_in_block(self) -> bool:
-        """Say whether this thread is in a transaction."""
+        """Say whether this thread is in a block: in a transaction, or in a signal handler that came into a write."""
         return self._block is not None and self._block.thread == threading.get_ident()
 
     def save(self, *namespaces: str) -> None:
@@ -167,10 +169,13 @@ class JsonFiles:
             for namespace in wanted:
                 block = Block(self)
                 try:
-                    block.read(namespace)
-                    self._commit(block)
+                    with self._in(block):
+                        block.read(namespace)
                 except HoldfastError as exc:  # the others have a right to be stored all the same
                     failed.append(exc)
+                    for name, part in block.parts.items():
+                        if part.changes:  # of a signal handler: they are kept like the rest
+                            self.known(name).change(part.changes)
         if failed:
             raise failed[0]
         self._complaint = ""
@@ -186,7 +191,7 @@ class JsonFiles:
     def end(self) -> None:
         """Save, and from here on store each change at once: nobody will come after it."""
         self._is_immediate = True
-        self._show(is_hidden=self._is_hidden)
+        self._show()
         self.save()
 
     @contextmanager
@@ -196,37 +201,68 @@ class JsonFiles:
             yield self._block
             return
         # What saves in a signal handler could wait for ever for a folder that its own thread holds.
-        with uninterrupted(), self._own() as block:
-            yield block
+        with uninterrupted(), self._locked():
+            block = Block(self)
+            with self._in(block):
+                yield block
 
     @contextmanager
     def transaction(self) -> Generator[None]:
-        """Let the caller's code run in a block of this thread."""
-        with self._own():
-            self._show(is_hidden=True)  # what is at hand is not what this thread is to see
-            try:
+        """Let the caller's code run in a block of this thread.
+
+        Raises:
+            ConflictError: It is in a transaction already.
+        """
+        if self._block is None or not self.is_in_block():
+            block = Block(self)
+            with self._locked(), self._in(block), self._lent(block):
                 yield
-            finally:
-                self._show(is_hidden=False)
+        elif self._block.is_callers:
+            raise ConflictError("a transaction cannot begin in another one of the same thread: end that first")
+        else:
+            with self._lent(self._block):  # to a signal handler, which came into a write: it is a part of that
+                yield
 
     @contextmanager
-    def _own(self) -> Generator[Block]:
-        block = Block(self)
-        with self._locked():
-            self._block = block
-            try:
-                yield block
-            finally:
-                is_there, self._block = self._block is block, None
-            if not is_there:
+    def _lent(self, block: Block) -> Generator[None]:
+        """Let the caller's code write in a block; an exception undoes what it wrote."""
+        before = dict(block.parts)
+        self._show(is_hidden=True)  # what is at hand is not what this thread is to see
+        block.is_callers = True
+        try:
+            yield
+        except BaseException:
+            for namespace in block.parts.keys() - before.keys():
+                del block.parts[namespace]
+            block.parts.update(before)
+            raise
+        finally:
+            block.is_callers = False
+            self._show(is_hidden=False)
+
+    @contextmanager
+    def _in(self, block: Block) -> Generator[None]:
+        """Let this thread, which holds the folder, be in a block; commit it unless an exception ends it."""
+        self._block = block
+        try:
+            yield
+            if self._block is not block:
                 raise ConflictError("a transaction cannot end in a forked child: the process that began it decides")
             self._commit(block)
+        finally:
+            if self._block is block:
+                self._block = None
+            for namespace in block.parts:
+                self.known(namespace).show(is_hidden=self._is_hidden)
 
-    def _show(self, *, is_hidden: bool) -> None:
+    def _show(self, *, is_hidden: bool | None = None) -> None:
+        """Hide what is in memory, or show it again, or with None leave that as it is: each change is looked at then."""
         with self._making:
-            self._is_hidden = is_hidden
-            for kept in self._kept.values():
-                kept.show(is_hidden=is_hidden)
+            if is_hidden is not None:
+                self._is_hidden = is_hidden
+            block = self._block
+            for namespace, kept in list(self._kept.items()):
+                kept.show(is_hidden=self._is_hidden or (block is not None and namespace in block.parts))
 
     def list_namespaces(self) -> list[str]:
         """Return the names of all namespaces that have variables, sorted."""
@@ -240,14 +276,14 @@ class JsonFiles:
         found |= {name: bool(content) for name, content in self._journal().items()}
         touched = [name for name, kept in list(self._kept.items()) if kept.changed]
         if self._block is not None and self.is_in_block():
-            touched += self._block.changes
+            touched += self._block.parts
         found |= {name: bool(self.read(name)) for name in touched}
         return sorted(name for name, is_there in found.items() if is_there)
 
     def stored(self, namespace: str) -> dict[str, Value]:
         """Return what is stored of a namespace now."""
         journal = self._journal()
-        path = path_of(self.folder, namespace)
+        path = file_of(self.folder, namespace)
         found = journal[namespace] if namespace in journal else self._find(path)
         if found is None:
             with uninterrupted(), self._locked():
@@ -261,18 +297,25 @@ class JsonFiles:
         self._is_armed = True
         unsaved.add(self)
         if not is_awaited():  # nobody could save it if SIGTERM came: then it does not wait
-            self._is_armed = False
+            self._disarm()
             self.save(namespace)
-        elif self.save_delay is not None:
-            self._start(self.save_delay)
+        elif self.save_delay is not None and not self._start(self.save_delay):
+            self.save()
 
-    def _start(self, delay_s: float) -> None:
+    def _start(self, delay_s: float) -> bool:
+        """Save after a while; return whether this will be so, else what is set next tries again."""
         timer = threading.Timer(delay_s, self._save_behind)
         timer.daemon = True  # the end of the process does not wait for it: it saves on its own
         try:
             timer.start()
-        except RuntimeError:  # Python is ending and starts no more threads
-            self.save()
+        except RuntimeError:  # there are too many threads, or Python is ending and starts no more
+            self._disarm()
+            return False
+        return True
+
+    def _disarm(self) -> None:
+        self._is_armed = False
+        self._show()
 
     def _save_behind(self) -> None:
         self._is_armed = False  # first: what is written while this saves is for another one
@@ -300,21 +343,23 @@ class JsonFiles:
     def _locked(self) -> Generator[None]:
         """Hold the folder against all others, threads and processes; what a dead one left is mended first."""
         writing = self._writing  # the same at both ends, also if a child is forked in between
-        _wait_for(
-            lambda: writing.acquire(timeout=_TURN_S), f"a transaction of another thread holds {str(self.folder)!r}"
-        )
-        try:
-            if self._held:
-                yield
-                return
-            self.disk.put_folder(self.folder)
-            _wait_for(self._hold, f"another process holds {str(self.folder)!r}")
+        # Noted while it is taken: a signal handler that raises as soon as it may is to leave nothing locked.
+        with ExitStack() as taken:
+            _wait_for(
+                lambda: writing.acquire(timeout=_TURN_S) and taken.callback(writing.release),
+                f"a transaction of another thread holds {str(self.folder)!r}",
+            )
+            if not self._held:
+                self.disk.put_folder(self.folder)
+                _wait_for(
+                    lambda: self._hold() and taken.callback(self._release),
+                    f"another process holds {str(self.folder)!r}",
+                )
             try:
                 yield
             finally:
-                self._release()
-        finally:
-            writing.release()
+                with uninterrupted():  # what comes before this meets the end of the stack
+                    taken.close()
 
     def _hold(self) -> bool:
         try:
@@ -358,8 +403,13 @@ class JsonFiles:
 
     def _apply(self, contents: Mapping[str, dict[str, Value]]) -> None:
         for namespace, content in contents.items():
-            path = path_of(self.folder, namespace)
-            if self._find(path) != content or not content:
+            path = file_of(self.folder, namespace)
+            found = self._find(path)
+            if found is None:  # damaged: it is not to become the generation before
+                aside = aside_of(path)
+                self.disk.rename(path, aside)
+                _say_restored(path, aside, self.folder / JOURNAL)
+            if found != content or not content:
                 self._replace(path, content)
         self.disk.delete(self.folder / JOURNAL)
 
@@ -400,12 +450,7 @@ class JsonFiles:
         aside = aside_of(path)
         # In one step, not aside first: a process killed in between would leave no file, and that means no variables.
         self.disk.replace(path, _encode(content), keep_previous=aside)
-        facts = {"path": str(path), "aside": str(aside), "restored": str(previous)}
-        log.warning(
-            "variables.restored: %(path)s was damaged and is now %(aside)s; %(restored)s took its place",
-            facts,
-            extra=facts,
-        )
+        _say_restored(path, aside, previous)
         return content
 
     def _replace(self, path: Path, content: Mapping[str, Value]) -> None:
@@ -419,26 +464,40 @@ class JsonFiles:
 
     def _commit(self, block: Block) -> None:
         """Store what a block changed, and what was pending of the namespaces that it touched: all or nothing."""
+        with uninterrupted():  # what saves in a signal handler must not meet a save that is half done
+            version = -1
+            # Another handler, or a ``__del__``, may write while this stores what there was: then again. No handler runs
+            # between a look at the version that finds nothing new and the end of the block.
+            while version != block.version:
+                version = block.version
+                self._store(dict(block.parts))
+            self._block = None
+
+    def _store(self, parts: Mapping[str, Part]) -> None:
         wanted: dict[str, dict[str, Value]] = {}
         contents: dict[str, dict[str, Value]] = {}
-        with uninterrupted():  # what saves in a signal handler must not meet a save that is half done
-            for namespace, pending in block.pending.items():
-                old = self.stored(namespace)
-                new = contents[namespace] = changed(old, {**pending, **block.changes.get(namespace, {})})
-                if _encode(new) != _encode(old) or namespace in self._unsure:
-                    wanted[namespace] = new
-            # Until it has succeeded, what is in the file may not be what is on the disk; then it is written again.
-            self._unsure.update(wanted)
-            if len(wanted) == 1:
-                ((namespace, content),) = wanted.items()
-                self._replace(path_of(self.folder, namespace), content)
-            elif wanted:
-                self._commit_together(wanted)
-            elif block.changes or any(block.pending.values()):
-                self.disk.sync_folder(self.folder)  # another may have been killed between its rename and its flush
-            self._unsure.difference_update(wanted)
-            for namespace, content in contents.items():
-                self.known(namespace).take(content, marks=block.marks[namespace])
+        for namespace, part in parts.items():
+            old = self.stored(namespace)
+            new = contents[namespace] = changed(old, {**part.pending, **(part.changes or {})})
+            is_left = not new and part.changes is not None and self._has_files(namespace)
+            if _encode(new) != _encode(old) or namespace in self._unsure or is_left:
+                wanted[namespace] = new
+        # Until it has succeeded, what is in the file may not be what is on the disk; then it is written again.
+        self._unsure.update(wanted)
+        if len(wanted) == 1:
+            ((namespace, content),) = wanted.items()
+            self._replace(file_of(self.folder, namespace), content)
+        elif wanted:
+            self._commit_together(wanted)
+        elif any(part.changes is not None or part.pending for part in parts.values()):
+            self.disk.sync_folder(self.folder)  # another may have been killed between its rename and its flush
+        self._unsure.difference_update(wanted)
+        for namespace, content in contents.items():
+            self.known(namespace).take(content, marks=parts[namespace].marks)
+
+    def _has_files(self, namespace: str) -> bool:
+        path = file_of(self.folder, namespace)
+        return os.path.lexists(path) or os.path.lexists(previous_of(path))
 
     def _commit_together(self, wanted: Mapping[str, dict[str, Value]]) -> None:
         journal = self.folder / JOURNAL
@@ -456,35 +515,66 @@ class JsonFiles:
             log.warning("variables.left_in_journal: %s", exc, extra={"path": str(journal), "reason": exc.message})
 
 
+class Part(NamedTuple):
+    """What a block knows of one namespace."""
+
+    pending: Changes
+    """What was to be stored of it when the block first looked at it; what comes later comes after it."""
+    marks: Changes
+    """What tells that apart from what comes later; see `Kept.take`."""
+    view: dict[str, Value]
+    """The variables as the block sees them."""
+    changes: dict[str, Value | None] | None = None
+    """What the block itself changed; None: it only looked."""
+
+
 class Block:
-    """What one transaction sees and changes. The folder is locked for as long as it lasts."""
+    """What one transaction sees and changes. The folder is locked for as long as it lasts.
+
+    A signal handler may come into it, and writes in it then: each part changes in one step.
+    """
 
     def __init__(self, files: JsonFiles) -> None:
         self.thread = threading.get_ident()
-        self.changes: dict[str, dict[str, Value | None]] = {}
-        self.pending: dict[str, Changes] = {}
-        """What was to be stored of a namespace when the block first looked at it; what comes later comes after it."""
-        self.marks: dict[str, Changes] = {}
-        """What tells that apart from what comes later; see `Kept.take`."""
-        self._views: dict[str, dict[str, Value]] = {}
+        self.is_callers = False
+        """Whether it is the application's code that is in it."""
+        self.parts: dict[str, Part] = {}
+        self.version = 0
+        """Another one after each write."""
         self._files = files
 
     def read(self, namespace: str) -> dict[str, Value]:
-        """Return the variables as this block sees them."""
-        view = self._views.get(namespace)
-        if view is None:
-            content = self._files.stored(namespace)
-            self.pending[namespace], self.marks[namespace] = self._files.known(namespace).taken()
-            view = self._views[namespace] = changed(content, self.pending[namespace])
-        return view
+        """Return the variables as this block sees them; the same object until somebody writes."""
+        part = self.parts.get(namespace)
+        if part is None:
+            content, kept = self._files.stored(namespace), self._files.known(namespace)
+            kept.show(is_hidden=True)  # a signal handler that came in reads here what it wrote
+            pending, marks = kept.taken()
+            part = self.parts.setdefault(namespace, Part(pending, marks, changed(content, pending)))
+        return part.view
 
-    def write(self, namespace: str, changes: Changes) -> None:
-        """Change variables as this block sees them."""
-        self._views[namespace] = changed(self.read(namespace), changes)
-        self.changes.setdefault(namespace, {}).update(changes)
+    def write(self, namespace: str, changes: Changes, *, over: object = None) -> bool:
+        """Change variables as this block sees them; return whether it did.
+
+        Args:
+            namespace: Which.
+            changes: Their new values.
+            over: What `read` returned, if the changes were made of it: nothing is written over anything newer.
+        """
+        while True:
+            self.read(namespace)
+            part = self.parts[namespace]
+            if over is not None and over is not part.view:
+                return False
+            new = part._replace(view=changed(part.view, changes), changes={**(part.changes or {}), **changes})
+            if self.parts[namespace] is part:
+                self.parts[namespace] = new
+                break
+        self.version += 1
+        return True
 
 
-def _wait_for(take: Callable[[], bool], who: str) -> None:
+def _wait_for(take: Callable[[], object], who: str) -> None:
     """Return when ``take`` has succeeded: what it takes is then noted, for a signal handler that saves.
 
     Raises:
@@ -496,6 +586,12 @@ def _wait_for(take: Callable[[], bool], who: str) -> None:
                 return
         deliver()
     raise BusyError(f"{who}, and did so for {WAIT_S} s; try again")
+
+
+def _say_restored(path: Path, aside: Path, restored: Path) -> None:
+    facts = {"path": str(path), "aside": str(aside), "restored": str(restored)}
+    message = "variables.restored: %(path)s was damaged and is now %(aside)s; %(restored)s took its place"
+    log.warning(message, facts, extra=facts)
 
 
 def _encode(content: Mapping[str, object]) -> bytes:

@@ -15,10 +15,11 @@ class Kept(Known):
     A value is set without a lock, by `JsonFiles.put`: first in ``values``, then in ``changed``; then it looks whether
     ``age`` is what it was. All that is done here under the lock ends the age first. So a change was either complete by
     then, or whoever makes it notices, and makes it again by `change`. No more is asked of Python than that each of
-    these steps is one.
+    these steps is one. A signal handler passes the lock of its own thread, so what is done here also looks whether one
+    came in between, and begins again then.
     """
 
-    __slots__ = ("_changing", "_is_hidden", "age", "changed", "is_loaded", "values")
+    __slots__ = ("_changing", "_is_hidden", "_latest", "age", "changed", "is_loaded", "values")
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +29,8 @@ class Kept(Known):
         """What is to be stored: for each name what was set last, by which later ones are told apart."""
         self.is_loaded = False
         self._is_hidden = False
+        self._latest: object = None
+        """What came last: another object after each change, and each time that ``values`` is another."""
         self.begin()
 
     def begin(self) -> None:
@@ -41,11 +44,15 @@ class Kept(Known):
     def change(self, changes: Changes) -> None:
         """Set or, with None, delete variables: all of them at once."""
         with self._changing:
-            self.values.update(changed({}, changes))
-            for name in changes:
-                if changes[name] is None:
-                    self.values.pop(name, None)
-            self.changed.update(changes)
+            values: object = None
+            while values is not self.values:
+                values = self.values
+                values.update(changed({}, changes))
+                for name in changes:
+                    if changes[name] is None:
+                        values.pop(name, None)
+                self.changed.update(changes)
+                self._latest = changes
             self.age = None if self._is_hidden else object()
 
     def taken(self) -> tuple[Changes, Changes]:
@@ -66,13 +73,19 @@ class Kept(Known):
             over: The ``values`` that it may replace, None: any; others may be newer.
         """
         with self._changing:
-            if over is not None and over is not self.values:
-                return False
             self.age = None
             for name, value in (marks or {}).items():
                 if name in self.changed and self.changed[name] is value:
                     del self.changed[name]
-            self.values = changed(content, {name: self.values.get(name) for name in list(self.changed)})
+            while True:
+                self.age = None  # a change that came in began another
+                if over is not None and over is not self.values:
+                    return False
+                latest = self._latest
+                values = changed(content, {name: self.values.get(name) for name in list(self.changed)})
+                if latest is self._latest:
+                    self.values = self._latest = values
+                    break
             self.is_loaded = True
             if not self._is_hidden:
                 self.shown = self.values

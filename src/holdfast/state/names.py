@@ -44,13 +44,32 @@ def path_of(folder: Path, namespace: object) -> Path:
     return folder / f"{stem}.json"
 
 
+def file_of(folder: Path, namespace: str) -> Path:
+    """Return the file that a namespace has: `path_of`, unless another program gave it one that bears its name.
+
+    Such as ``my ns.json``: it is the namespace's as long as it is there and the other is not. Not on Windows, where a
+    name may mean more than a file.
+    """
+    path = path_of(folder, namespace)
+    if path.name == f"{namespace}.json" or not _is_plain(namespace) or os.path.lexists(path):
+        return path
+    plain = folder / f"{namespace}.json"
+    return plain if os.path.lexists(plain) else path
+
+
 def namespace_of(entry: str) -> str | None:
-    """Return the namespace whose file this is; None if it is no namespace's."""
+    """Return the namespace whose file this is, or would be without another one; None if it is no namespace's."""
     namespace = unquote(entry.removesuffix(".json"), errors="replace")
     try:
-        return namespace if path_of(Path(), namespace).name == entry else None
+        own = path_of(Path(), namespace).name
     except StateError:
         return None
+    return namespace if entry == own or (entry == f"{namespace}.json" and _is_plain(namespace)) else None
+
+
+def _is_plain(namespace: str) -> bool:
+    """Say whether it names a file in the folder that all see, and that no other namespace can have."""
+    return os.name == "posix" and namespace[0] != "." and not set("/%\0") & set(namespace)
 
 
 def previous_of(path: Path) -> Path:
