@@ -213,7 +213,7 @@ def test_a_deleted_plugin_state_begins_anew_and_its_runs_are_over(folder: Path, 
     "words, said",
     [
         (("run", "plugs:Steps", "--config", '{"stop": 4}'), "Steps has no setting 'stop'"),
-        (("run", "status.json"), "is idle and cannot become done"),
+        (("run", "status.json"), "a run begins as "),
         (("run", "config.json"), "Steps has no setting 'stop'"),
         (("state", "set", "plugs:Steps", "", "1"), "'' cannot name a variable: 1 to 1024 characters are allowed"),
         (("state", "set", "plugs:Steps", "x" * 1025, "1"), "cannot name a variable: 1 to 1024 characters are allowed"),
