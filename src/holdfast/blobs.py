@@ -18,7 +18,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -37,6 +37,9 @@ _MAGIC: Final = b"HFB1"
 _HEADER_BYTES: Final = len(_MAGIC) + 16
 _WRITE_BYTES: Final = 4 * 2**20
 """How much is read, or gathered before it is written, at once."""
+
+_LOCK: Final = "files.lock"
+_WAIT_S: Final = 30.0
 
 _hash_text: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -136,13 +139,24 @@ class DiskBlobs:
 
     def exists(self, sha256: str) -> bool:
         """Say whether the bytes of a file are there."""
-        return self._path(sha256).exists()
-
-    def delete(self, sha256: str) -> None:
-        """Let the bytes of a file be gone, durably; nothing happens if they are. Whoever reads them reads on."""
         path = self._path(sha256)
-        if path.exists():
-            self._disk.delete(path)
+        if not path.exists():
+            return False
+        with self._disk.lock(self.folder / _LOCK, shared=True, wait_s=_WAIT_S):
+            return path.exists()
+
+    def delete(self, sha256: str, *, is_needed: Callable[[], bool] = lambda: False) -> None:
+        """Let the bytes of a file be gone, durably, unless ``is_needed``; nothing happens if they are.
+
+        Whoever reads them reads on. Who describes a file in the Pod, and then asks `exists`, is not told yes by a file
+        that goes: either ``is_needed`` finds the description, or `exists` waits and answers no.
+        """
+        path = self._path(sha256)
+        if not path.exists():
+            return
+        with self._disk.lock(self.folder / _LOCK, wait_s=_WAIT_S):
+            if not is_needed():
+                self._disk.delete(path)
 
     def _path(self, sha256: str) -> Path:
         if not isinstance(sha256, str) or _hash_text.fullmatch(sha256) is None:  # pyright: ignore[reportUnnecessaryIsInstance] -- untyped callers

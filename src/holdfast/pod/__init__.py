@@ -7,6 +7,7 @@ items turn into operations is `holdfast.pod.draft`'s. What a store is made of, a
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -14,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self, TypeVar
 
-from holdfast.errors import InvalidError, NotFoundError
+from holdfast.errors import InvalidError, NotFoundError, UnavailableError
 from holdfast.interrupts import deliver, uninterrupted
 from holdfast.items import (
     ANY_TYPE,
     BUILT_IN,
     Edge,
+    File,
     Item,
     ItemT,
     Schema,
@@ -30,7 +32,9 @@ from holdfast.items import (
     load_edges,
     restore_item,
 )
+from holdfast.pod import files
 from holdfast.pod.draft import Draft, id_of, say_where
+from holdfast.pod.files import Files
 from holdfast.runs import Fence
 from holdfast.store import (
     CreateEdge,
@@ -48,7 +52,7 @@ from holdfast.store import (
 )
 from holdfast.values import Value, item_id, shown
 
-__all__ = ["Pod"]
+__all__ = ["Files", "Pod"]
 
 T = TypeVar("T")
 _Progress = Callable[[int, int], None] | None
@@ -82,11 +86,13 @@ class Pod:
     Args:
         store: What to read from and write to. It is closed with this Pod.
         fence: The right of the run that writes, carried by every batch; None for the owner.
+        files: What keeps the bytes of files; None: nothing does.
     """
 
-    def __init__(self, store: Store, *, fence: Fence | None = None) -> None:
+    def __init__(self, store: Store, *, fence: Fence | None = None, files: Files | None = None) -> None:
         self._store = store
         self._fence = fence
+        self._files = files
         self._blocks = _Blocks()
         self._lock = threading.Lock()
         self._schema: Schema | None = None
@@ -389,6 +395,58 @@ class Pod:
     def find_snapshot(self, state: str) -> str | None:
         """Return the name of the snapshot that a plugin state resumes from; None if there is none."""
         return self._store.find_snapshot(state)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def upload_file(self, source: bytes | str | os.PathLike[str], *, filename: str | None = None) -> File:
+        """Keep bytes, or a file of this machine, and return the File item that describes them.
+
+        If the Pod has a File item with this SHA-256, that one is returned and stays as it is. Else one is created
+        first, with ``sha256``, ``size`` and ``filename`` (None: the name of the file), and then the bytes are kept: a
+        process that dies between leaves an item without bytes, and uploading again brings them.
+
+        Raises:
+            NotFoundError: There is no such file on this machine.
+            InvalidError: It cannot be read, or was changed while it was; or a transaction is open here, which could
+                not take the bytes back.
+            UnavailableError: This Pod keeps no files, or has no room for this one.
+        """
+        return files.upload(self, self._kept_files(), source, filename)
+
+    def get_file(self, file: File | str) -> bytes:
+        """Return the bytes of a file, of a File item or by SHA-256.
+
+        Raises:
+            NotFoundError: They were not uploaded, or not to their end.
+            DamagedError: They are not what was uploaded.
+            InvalidError: It is no SHA-256, or the item has none.
+            UnavailableError: This Pod keeps no files.
+        """
+        return b"".join(self.iter_file(file))
+
+    def iter_file(self, file: File | str) -> Iterator[bytes]:
+        """Yield the bytes of a file in parts, for one that need not fit into memory; else as `get_file`.
+
+        Each part is known to be right when it comes; that a later one is damaged is only known then.
+        """
+        return files.iterate(self._kept_files(), file)
+
+    def delete_file(self, file: File | str) -> None:
+        """Delete a File item, given as such or by its id, and its bytes, unless another item has the same ones.
+
+        Raises:
+            NotFoundError: There is no such item.
+            InvalidError: It is no File, or a transaction is open here.
+            UnavailableError: This Pod keeps no files.
+        """
+        files.delete(self, self._kept_files(), file)
+
+    def _kept_files(self) -> Files:
+        if self._files is None:
+            raise UnavailableError("this Pod keeps no files: it was opened without a place for them")
+        if self._block() is not None:
+            raise InvalidError("files cannot be read or written inside a transaction: do it before or after")
+        return self._files
 
     def close(self) -> None:
         """Close the store; twice is harmless."""
