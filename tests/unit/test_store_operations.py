@@ -1,5 +1,6 @@
 """A batch as a value and as JSON."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def test_every_operation_has_a_name_in_the_json_form() -> None:
 @pytest.mark.parametrize("name", EACH)
 def test_an_operation_means_the_same_in_both_forms(name: str) -> None:
     """Values keep their types: 1, 1.0 and True stay three values."""
-    batch = Batch((EACH[name],), FENCE)
+    batch = Batch((EACH[name],), FENCE, "k")
     text = batch.to_json()
     assert json.loads(text)["operations"][0]["op"] == name
     assert repr(Batch.from_json(text)) == repr(batch)
@@ -88,8 +89,27 @@ def test_the_json_form_is_the_documented_one() -> None:
     batch = Batch((SetVariable("s1", "cursor", 7),), Fence(state="s1", epoch=3, holder="h1"))
     assert batch.to_json() == (
         b'{"operations":[{"op":"set_variable","state":"s1","name":"cursor","value":7,"namespace":"","expected":null}],'
+        b'"fence":{"state":"s1","epoch":3,"holder":"h1"},"key":null}'
+    )
+    assert Batch((), key="k-1_Z").to_json() == b'{"operations":[],"fence":null,"key":"k-1_Z"}'
+
+
+@pytest.mark.parametrize("key", ["", "a" * 65, "a/b", "a\n", "é", 1, b"a"])
+def test_a_key_has_1_to_64_letters_digits_and_dashes(key: Any) -> None:
+    """It travels in headers and lies in an index; the longest one is accepted."""
+    with pytest.raises(InvalidError, match="cannot be the key of a batch"):
+        Batch((), key=key)
+    assert Batch((), key="a" * 64).key == "a" * 64
+
+
+def test_the_digest_is_that_of_the_json_form_without_the_key() -> None:
+    """Stores keep it: another version, and another store, must find the same one."""
+    batch = Batch((SetVariable("s1", "cursor", 7),), Fence(state="s1", epoch=3, holder="h1"), "k")
+    written = (
+        b'{"operations":[{"op":"set_variable","state":"s1","name":"cursor","value":7,"namespace":"","expected":null}],'
         b'"fence":{"state":"s1","epoch":3,"holder":"h1"}}'
     )
+    assert batch.digest() == hashlib.sha256(written).digest()
 
 
 def test_what_has_a_default_may_be_left_out() -> None:
@@ -154,7 +174,7 @@ def test_a_fence_that_json_cannot_hold_is_refused() -> None:
         (b"[]", r"a batch must be an object with 'operations', not \[\]"),
         (b"{}", "a batch must have a list 'operations'"),
         (b'{"operations": {}}', "a batch must have a list 'operations'"),
-        (b'{"operations": [], "more": 1}', "a 'fence', and nothing else"),
+        (b'{"operations": [], "more": 1}', "a 'fence' and a 'key', and nothing else"),
         (b'{"operations": [1]}', "operation 0 must be an object with an 'op', not 1"),
         (b'{"operations": [{}]}', "operation 0 cannot be None: an 'op' is one of declare_types, create_item"),
         (b'{"operations": [{"op": "drop"}]}', "operation 0 cannot be 'drop'"),
@@ -167,6 +187,8 @@ def test_a_fence_that_json_cannot_hold_is_refused() -> None:
         (b'{"operations": [{"op": "move_run", "run": "r", "status": "up"}]}', "operation 0, move_run, .* 'up'"),
         (b'{"operations": [], "fence": {"state": "s"}}', "the fence of a batch has a wrong 'epoch'"),
         (b'{"operations": [], "fence": "s"}', "the fence of a batch has a wrong"),
+        (b'{"operations": [], "key": 1}', "1 cannot be the key of a batch"),
+        (b'{"operations": [], "key": ""}', "'' cannot be the key of a batch: 1 to 64 letters, digits, '-' and '_' can"),
     ],
 )
 def test_what_is_no_batch_is_refused(text: bytes, words: str) -> None:

@@ -16,6 +16,9 @@ from pydantic_core import from_json, to_json
 from holdfast.items import BUILT_IN, Schema, TypeDefinition, definition_of
 from holdfast.runs import Lease
 from holdfast.store import (
+    KEY_KEPT_MS,
+    SWEPT_KEYS,
+    Batch,
     Changes,
     Direction,
     EdgeKey,
@@ -23,11 +26,13 @@ from holdfast.store import (
     ItemRow,
     Needs,
     Question,
+    Result,
     Rows,
     VariableKey,
     exists_already,
     guards,
 )
+from holdfast.store.wire import dump_results, load_results
 from holdfast.values import Value
 
 BUILT_IN_SCHEMA: Final = Schema(definition_of(cls) for cls in BUILT_IN)
@@ -247,11 +252,32 @@ def _question(row: tuple[Any, ...]) -> Question:
     )
 
 
+def find_answer(db: apsw.Connection, batch: Batch, now_ms: int) -> tuple[Result, ...] | None:
+    """Return what a batch was answered if it was applied under its key within `KEY_KEPT_MS`.
+
+    Raises:
+        ConflictError: That was another batch.
+    """
+    sql = "SELECT digest, results FROM applied WHERE key = ? AND at > ?"
+    for digest, results in db.execute(sql, (batch.key, now_ms - KEY_KEPT_MS)):
+        batch.check_repeats(digest)
+        return load_results(results)
+    return None
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write(db: apsw.Connection, changes: Changes, loaded: Loaded) -> None:
-    """Write what a batch changes.
+def write_answer(db: apsw.Connection, batch: Batch, results: tuple[Result, ...], now_ms: int) -> None:
+    """Keep what a batch was answered under its key, and forget some that were kept long enough."""
+    sql = "DELETE FROM applied WHERE key IN (SELECT key FROM applied WHERE at <= ? ORDER BY at LIMIT ?)"
+    db.execute(sql, (now_ms - KEY_KEPT_MS, SWEPT_KEYS))
+    values = (batch.key, batch.digest(), dump_results(results).decode(), now_ms)
+    db.execute("INSERT OR REPLACE INTO applied VALUES (?, ?, ?, ?)", values)
+
+
+def write(db: apsw.Connection, changes: Changes, loaded: Loaded) -> Known:
+    """Write what a batch changes, and return what is known of the schema after it.
 
     Args:
         db: A connection inside a transaction; it must be rolled back if this raises.
@@ -261,10 +287,11 @@ def write(db: apsw.Connection, changes: Changes, loaded: Loaded) -> None:
     Raises:
         ConflictError: A created item's id is taken.
     """
-    fields = loaded.known.fields
+    known = loaded.known
     if changes.schema is not None:
         write_schema(db, changes.schema)
-        fields = read_known(db).fields
+        known = read_known(db)
+    fields = known.fields
     if changes.created:
         _create_items(db, changes.created, loaded.sequence, fields)
     if changes.updated:
@@ -285,6 +312,7 @@ def write(db: apsw.Connection, changes: Changes, loaded: Loaded) -> None:
             db.execute("INSERT OR REPLACE INTO snapshot_pointer VALUES (?, ?)", (state, snapshot))
     if changes.questions:
         _write_questions(db, changes.questions, loaded.questions)
+    return known
 
 
 _Fields = Mapping[str, Mapping[str, int]]

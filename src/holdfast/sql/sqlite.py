@@ -32,7 +32,14 @@ from typing import Any, Final, Self
 import apsw
 
 from holdfast.disk import Disk, Lock
-from holdfast.errors import DamagedError, DeniedError, InvalidError, NotFoundError, UnavailableError
+from holdfast.errors import (
+    DamagedError,
+    DeniedError,
+    HoldfastError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from holdfast.interrupts import is_interrupted, uninterrupted
 from holdfast.items import Schema
 from holdfast.keys import Envelope, key_id, read_envelope
@@ -420,12 +427,52 @@ class SqliteStore:
     # -- the protocol -------------------------------------------------------------------------------------------------
 
     def apply(self, batch: Batch) -> tuple[Result, ...]:  # noqa: D102 -- said at `Store`, as is all below
-        needed = needs(batch)
+        if batch.key is not None:
+            batch.digest()  # now, and not while others wait to write
         with self._transaction() as db:
-            loaded = sql_rows.load(db, needed, self._current(db))
-            results, changes = evaluate(batch, loaded.rows, now_ms=self.now_ms())
-            sql_rows.write(db, changes, loaded)
-        return results
+            return self._carry_out(db, batch, self._current(db))[0]
+
+    def apply_all(self, batches: Sequence[Batch]) -> list[tuple[Result, ...] | HoldfastError]:
+        """Apply each batch in its turn, as `apply` would, and make them durable together: one flush for all.
+
+        Returns:
+            For each batch, in order, its results, or the error that refused it. One that was refused left nothing
+            and does its neighbours no harm; each sees what those before it changed.
+
+        Raises:
+            UnavailableError, DamagedError: As `apply` says, about all of them: none was told to be there.
+        """
+        answers: list[tuple[Result, ...] | HoldfastError] = []
+        with self._transaction() as db:
+            known = self._current(db)
+            for batch in batches:
+                db.execute("SAVEPOINT batch")
+                try:
+                    with translated(self.path):
+                        results, known = self._carry_out(db, batch, known)
+                    answers.append(results)
+                except UnavailableError:  # not the batch is to blame, and what became of the transaction is not known
+                    raise
+                except HoldfastError as exc:
+                    db.execute("ROLLBACK TO batch")
+                    answers.append(exc)
+                db.execute("RELEASE batch")
+        return answers
+
+    def _carry_out(self, db: apsw.Connection, batch: Batch, known: Known) -> tuple[tuple[Result, ...], Known]:
+        """Do what a batch says, within a transaction; return its results and the schema after it.
+
+        That schema may be undone with the transaction, and its version given to another: it is for nobody else yet.
+        """
+        now_ms = self.now_ms()
+        if batch.key is not None and (answer := sql_rows.find_answer(db, batch, now_ms)) is not None:
+            return answer, known
+        loaded = sql_rows.load(db, needs(batch), known)
+        results, changes = evaluate(batch, loaded.rows, now_ms=now_ms)
+        known = sql_rows.write(db, changes, loaded)
+        if batch.key is not None:
+            sql_rows.write_answer(db, batch, results, now_ms)
+        return results, known
 
     def schema(self) -> Schema:  # noqa: D102
         with self._reading() as db:

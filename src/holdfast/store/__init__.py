@@ -28,8 +28,10 @@ from holdfast.store.evaluation import (
     needs,
 )
 from holdfast.store.operations import (
+    KEY_KEPT_MS,
     MAX_BYTES,
     MAX_OPERATIONS,
+    SWEPT_KEYS,
     AnswerQuestion,
     AskQuestion,
     Batch,
@@ -59,8 +61,10 @@ from holdfast.store.query import Comparison, Condition, Direction, EdgeRow, Foun
 from holdfast.values import Value
 
 __all__ = [
+    "KEY_KEPT_MS",
     "MAX_BYTES",
     "MAX_OPERATIONS",
+    "SWEPT_KEYS",
     "AnswerQuestion",
     "AskQuestion",
     "Batch",
@@ -126,9 +130,14 @@ class Store(Protocol):
 
         Operations see the effects of those before them in the batch; nobody else sees any before all are done.
 
+        A batch that was applied under its key is answered what it was answered then, and changes nothing: also if its
+        fence was superseded since, or the store opened anew. One that was refused has left no key behind. A key is
+        forgotten after `KEY_KEPT_MS`.
+
         Raises:
             FencedError: The batch's fence was superseded.
-            ConflictError: A precondition does not hold, an id is taken, or somebody holds the plugin state.
+            ConflictError: A precondition does not hold, an id is taken, or somebody holds the plugin state; or other
+                operations, or with another fence, were applied under the key.
             NotFoundError: A row that is written to does not exist.
             InvalidError: The schema, or the nature of a value, says no.
             DeniedError: A run writes to what it does not hold.

@@ -9,19 +9,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from hashlib import sha256
 from typing import Any, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
-from holdfast.errors import InvalidError
+from holdfast.errors import ConflictError, InvalidError
 from holdfast.items import TypeDefinition
 from holdfast.runs import Fence, Status
-from holdfast.values import Value, check, shown
+from holdfast.values import Value, check, item_id, shown
 
 MAX_OPERATIONS: Final = 50_000
 MAX_BYTES: Final = 64 * 2**20
 """Of all names and values in a batch, text as UTF-8."""
+
+KEY_KEPT_MS: Final = 24 * 3600 * 1000
+"""How long a store remembers the key of a batch, on its own clock: whoever repeats one has given up long before."""
+
+SWEPT_KEYS: Final = 8
+"""How many keys that were kept for longer go, at most, with each batch that has one: more than come, and few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,15 +291,22 @@ class Batch:
     Args:
         operations: At most `MAX_OPERATIONS`, of at most `MAX_BYTES` altogether.
         fence: The right of the run that writes; None for its owner, who is refused what a run holds.
+        key: What makes it safe to repeat when an answer was lost: 1 to 64 letters, digits, ``-`` and ``_``, random.
+            A store that applied a batch under this key answers it again, for a day, and applies it no second time.
 
     Raises:
-        InvalidError: It is too long or too large.
+        InvalidError: It is too long or too large, or its key is none.
     """
 
     operations: tuple[Operation, ...]
     fence: Fence | None = None
+    key: str | None = None
+    _digest: bytes = field(default=b"", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.key is not None and not (isinstance(self.key, str) and item_id.fullmatch(self.key)):  # pyright: ignore[reportUnnecessaryIsInstance] -- callers may be untyped
+            message = f"{shown(self.key)} cannot be the key of a batch: 1 to 64 letters, digits, '-' and '_' can"
+            raise InvalidError(message, key=shown(self.key))
         if len(self.operations) > MAX_OPERATIONS:
             message = f"a batch of {len(self.operations):,} operations is too long: at most {MAX_OPERATIONS:,} can be"
             raise InvalidError(
@@ -312,14 +326,39 @@ class Batch:
         """Return the JSON form.
 
         ``{"operations": [{"op": "set_variable", "state": "s1", "name": "cursor", "value": 7, "namespace": "",
-        "expected": null}], "fence": {"state": "s1", "epoch": 3, "holder": "h1"}}``
+        "expected": null}], "fence": {"state": "s1", "epoch": 3, "holder": "h1"}, "key": null}``
 
         Raises:
             InvalidError: An operation holds what no store can hold, and JSON neither.
         """
+        return b'%b,"key":%b}' % (self._content(), to_json(self.key))
+
+    def _content(self) -> bytes:
         fence = b"null" if self.fence is None else _dump(_plain(self.fence), "the fence of a batch")
         operations = b",".join(_write(at, operation) for at, operation in enumerate(self.operations))
-        return b'{"operations":[%b],"fence":%b}' % (operations, fence)
+        return b'{"operations":[%b],"fence":%b' % (operations, fence)
+
+    def digest(self) -> bytes:
+        """Return what tells this batch from others with the same key: the SHA-256 of its JSON form without the key.
+
+        It is found out once: for a large batch that takes a while, which nobody should spend inside a transaction.
+
+        Raises:
+            InvalidError: It has no JSON form.
+        """
+        if not self._digest:
+            object.__setattr__(self, "_digest", sha256(self._content() + b"}").digest())
+        return self._digest
+
+    def check_repeats(self, digest: bytes) -> None:
+        """Accept that the batch with this ``digest`` was applied under the key of this one: it is the same.
+
+        Raises:
+            ConflictError: It is another.
+        """
+        if digest != self.digest():
+            message = f"another batch was applied under the key {self.key!r}: give each batch a key of its own"
+            raise ConflictError(message, key=self.key)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Batch:
@@ -337,14 +376,14 @@ class Batch:
             message = f"a batch must be an object with 'operations', not {shown(document)}"
             raise InvalidError(message)
         found = cast("dict[str, Any]", document)
-        if not isinstance(found.get("operations"), list) or not found.keys() <= {"operations", "fence"}:
-            message = "a batch must have a list 'operations', may have a 'fence', and nothing else"
+        if not isinstance(found.get("operations"), list) or not found.keys() <= {"operations", "fence", "key"}:
+            message = "a batch must have a list 'operations', may have a 'fence' and a 'key', and nothing else"
             raise InvalidError(message)
         if len(found["operations"]) > MAX_OPERATIONS:  # before the work of reading each
             return cls((DeleteItem("x"),) * len(found["operations"]))
         operations = tuple(_read(at, operation) for at, operation in enumerate(found["operations"]))
         fence = None if found.get("fence") is None else _build(Fence, found["fence"], "the fence of a batch")
-        return cls(operations, fence)
+        return cls(operations, fence, found.get("key"))
 
 
 def size_bytes(operation: Operation) -> int:

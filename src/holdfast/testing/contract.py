@@ -32,7 +32,19 @@ from holdfast.errors import (
 )
 from holdfast.items import PropertyDefinition, TypeDefinition
 from holdfast.runs import Fence, Lease, Status
-from holdfast.store import Batch, Comparison, Condition, Direction, Operation, Query, Question, Result, Store, Written
+from holdfast.store import (
+    KEY_KEPT_MS,
+    Batch,
+    Comparison,
+    Condition,
+    Direction,
+    Operation,
+    Query,
+    Question,
+    Result,
+    Store,
+    Written,
+)
 from holdfast.testing.fakes import FakeClock
 from holdfast.values import MAX_INTEGER, MIN_INTEGER, Kind, Value
 
@@ -641,6 +653,75 @@ class StoreContract:
         with pytest.raises(FencedError, match="was taken from it"):
             apply(pod, op.SetVariable("held", "x", 3), fence=Fence(state="held", epoch=2, holder="h2"))
         assert pod.list_variables("held") == {"x": 2}
+
+    def test_a_batch_that_comes_again_under_its_key_is_answered_again(self, pod: Store, clock: FakeClock) -> None:
+        """With each result as it was, also after the run was superseded, and nothing is done twice."""
+        lease = Lease(state="held", epoch=1, holder="h1", run="r1", expires_ms=T0 + 60_000)
+        question = Question(id="q3", state="held", run="r1", key="l", form="{}", view=None, deadline_ms=None,
+                            default=None, asked_ms=T0)  # fmt: skip
+        answers: list[tuple[Operation, Result]] = [
+            (op.CreateItem("new", "Thing"), Written("new", 1, T0)),
+            (op.IncrementVariable("held", "n"), 1),
+            (op.IncrementVariable("held", "m", 0.5), 0.5),
+            (op.SetVariable("held", "x", 1), None),
+            (op.AskQuestion("q3", "held", "r1", "l", "{}"), question),
+            (op.RenewLease(HELD, 60_000), lease),
+        ]
+        batch = Batch(tuple(operation for operation, _ in answers), HELD, "k-_1" * 16)
+        assert pod.apply(batch) == tuple(result for _, result in answers)
+        clock.advance(60_000)
+        apply(pod, op.DeleteItem("new"), op.ClaimLease("held", "r2", "h2", 1_000), op.DeleteQuestion("q3"))
+        before = _everything(pod)
+        clock.advance(KEY_KEPT_MS - 60_001)
+        assert repr(pod.apply(batch)) == repr(tuple(result for _, result in answers))
+        assert _everything(pod) == before
+
+    def test_a_key_is_for_one_batch(self, pod: Store) -> None:
+        """Other operations, or the same with another fence, are refused under it, and nothing is changed."""
+        batch = Batch((op.IncrementVariable("held", "n"),), HELD, "k")
+        pod.apply(batch)
+        before = _everything(pod)
+        for other in (
+            replace(batch, operations=batch.operations * 2),
+            replace(batch, operations=(op.IncrementVariable("held", "n", 2),)),
+            replace(batch, fence=replace(HELD, epoch=2)),
+            replace(batch, fence=None),
+        ):
+            with pytest.raises(ConflictError, match="another batch was applied under the key 'k'") as caught:
+                pod.apply(other)
+            assert type(caught.value) is ConflictError
+        assert _everything(pod) == before
+        assert pod.apply(replace(batch, key="l")) == (2,)
+
+    def test_a_batch_that_was_refused_leaves_no_key(self, store: Store) -> None:
+        """It may come again when what it needs is there, and so may another one under its key."""
+        batch = Batch((op.IncrementVariable("s", "n"), op.UpdateItem("a", {})), None, "k")
+        for _ in range(2):
+            with pytest.raises(NotFoundError):
+                store.apply(batch)
+        apply(store, op.CreateItem("a", "Person"))
+        assert store.apply(batch) == store.apply(batch) == (1, Written("a", 2, T0))
+        with pytest.raises(NotFoundError):
+            store.apply(Batch((op.UpdateItem("b", {}),), None, "l"))
+        assert store.apply(Batch((op.IncrementVariable("s", "n"),), None, "l")) == (2,)
+
+    def test_a_key_is_forgotten_after_a_day(self, store: Store, clock: FakeClock) -> None:
+        """A day after it was written, not after it was last asked for; then it is free for any batch."""
+        batch = Batch((op.IncrementVariable("s", "n"),), None, "k")
+        for wait_ms, answer in ((0, 1), (KEY_KEPT_MS - 1, 1), (1, 2), (KEY_KEPT_MS - 1, 2)):
+            clock.advance(wait_ms)
+            assert store.apply(batch) == (answer,)
+        clock.advance(1)
+        assert store.apply(replace(batch, operations=batch.operations * 2)) == (3, 4)
+
+    def test_a_batch_that_comes_several_times_at_once_is_applied_once(self, store: Store) -> None:
+        """Whoever comes second is answered what the first was."""
+        batches = [Batch((op.IncrementVariable("s", "n"),), None, f"k{number // 4}") for number in range(40)]
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(store.apply, batches))
+        assert [answers[at : at + 4] for at in range(0, 40, 4)] == [[answers[at]] * 4 for at in range(0, 40, 4)]
+        assert sorted(answers[::4]) == [(number,) for number in range(1, 11)]
+        assert store.list_variables("s") == {"n": 10}
 
     def test_writers_at_once_lose_nothing_and_readers_see_whole_batches(self, store: Store) -> None:
         """Batches of several threads happen one after the other; no read sees half of one."""

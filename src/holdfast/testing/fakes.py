@@ -13,16 +13,14 @@ import operator
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from types import MappingProxyType
-from typing import Any, Final, get_type_hints
-
-from pydantic import TypeAdapter
+from typing import Any, Final
 
 from holdfast.errors import HoldfastError, UnavailableError
-from holdfast.items import BUILT_IN, Item, Schema, TypeDefinition, definition_of
+from holdfast.items import BUILT_IN, Item, Schema, definition_of
 from holdfast.runs import Clock, Lease, SystemClock
 from holdfast.store import (
+    KEY_KEPT_MS,
     Batch,
     Changes,
     Comparison,
@@ -44,6 +42,7 @@ from holdfast.store import (
     needs,
     refuse_secrets,
 )
+from holdfast.store.wire import METHODS, Method
 from holdfast.values import Value
 
 
@@ -99,13 +98,22 @@ class MemoryStore(Store):
         self._leases: dict[str, Lease] = {}
         self._snapshots: dict[str, str] = {}
         self._questions: dict[str, Question] = {}
+        self._applied: dict[str, tuple[bytes, tuple[Result, ...], int]] = {}
 
     def apply(self, batch: Batch) -> tuple[Result, ...]:
         with self._opened():
-            results, changes = evaluate(batch, self._rows(batch), now_ms=self.now_ms())
+            now_ms = self.now_ms()
+            self._applied = {key: each for key, each in self._applied.items() if now_ms - each[2] < KEY_KEPT_MS}
+            if batch.key in self._applied:
+                applied, results, _ = self._applied[batch.key]
+                batch.check_repeats(applied)
+                return results
+            results, changes = evaluate(batch, self._rows(batch), now_ms=now_ms)
             for row in changes.created:
                 if row.id in self._items:
                     raise exists_already(row.id)
+            if batch.key is not None:
+                self._applied[batch.key] = (batch.digest(), results, now_ms)
             self._write(changes)
             return results
 
@@ -269,36 +277,22 @@ class JsonStore(Store):
     """
 
     def __init__(self, store: Store) -> None:
-        for name in (name for name in vars(Store) if not name.startswith("_")):
-            setattr(self, name, _carried(name, getattr(store, name)))
+        self._store = store
+        for method in METHODS.values():
+            setattr(self, method.name, _carried(method, getattr(store, method.name)))
+
+    def close(self) -> None:
+        self._store.close()
 
 
-def _carried(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    takes = get_type_hints(getattr(Store, name))
-    answers = takes.pop("return")
-
+def _carried(method: Method, ask: Callable[..., Any]) -> Callable[..., Any]:
     def carried(*args: Any, **named: Any) -> Any:
+        asked = method.load_arguments(method.dump_arguments(*args, **named))
         try:
-            answer = method(
-                *map(_carry, takes.values(), args), **{key: _carry(takes[key], named[key]) for key in named}
-            )
+            answer = ask(**asked)
         except HoldfastError as exc:
             json.dumps(exc.facts, allow_nan=False)  # a fact that cannot travel is a mistake in who raised it
             raise
-        return _carry(answers, answer)
+        return method.load_answer(method.dump_answer(answer))
 
     return carried
-
-
-def _carry(kind: Any, value: Any) -> Any:
-    if kind is Batch:
-        return Batch.from_json(value.to_json())
-    if kind is Schema:
-        return Schema(_carry(list[TypeDefinition], [*value.values()]))
-    adapter = _adapter(kind)
-    return adapter.validate_json(adapter.dump_json(value), strict=True)
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
