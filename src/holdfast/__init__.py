@@ -17,6 +17,7 @@ _PUBLIC: Final = {
     "Cancelled": "plugins",
     "CategoricalLabel": "items",
     "ConflictError": "errors",
+    "Context": "context",
     "DamagedError": "errors",
     "Dataset": "items",
     "DatasetEntry": "items",

@@ -1,5 +1,6 @@
 # What __init__.py loads on first use, said to type checkers. A test holds the two equal.
 
+from holdfast.context import Context as Context
 from holdfast.context import PodClient as PodClient
 from holdfast.context import Settings as Settings
 from holdfast.errors import ConflictError as ConflictError

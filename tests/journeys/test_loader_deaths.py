@@ -149,3 +149,55 @@ def test_where_it_cannot_be_noted_plugins_are_set_up_all_the_same(folder: Path) 
         ran = start(folder, "loader.setup_all(); loader.load('a', force=True)", place)
         assert ran.stdout == "[('a', True), ('kills', True), ('the_last_one', True)]\n"
         assert ran.stderr.count("suspects.unknown: ") == 1
+
+
+def test_a_process_forked_while_another_thread_loads_sets_its_plugins_up(folder: Path) -> None:
+    """Nobody is left in it who would ever give the loader back."""
+    text = "import __main__ as app\ndef setup(): pass\napp.is_in.set()\napp.may_go.wait(20)\n"
+    (folder / "plugins" / "kills.py").write_text(text)
+    forks = """
+import os, signal, threading
+is_in, may_go = threading.Event(), threading.Event()
+thread = threading.Thread(target=loader.setup_all)
+thread.start()
+is_in.wait(20)
+pid = os.fork()
+may_go.set()
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
+    thread.join()
+else:
+    signal.alarm(30)
+    loader.setup_all()
+    assert loader.registry["kills"] == ("unknown", True)
+    os._exit(0)
+"""
+    ran = start(folder, forks)
+    assert ran.stdout == "[('a', True), ('kills', True), ('the_last_one', True)]\n", ran.stderr
+
+
+def test_a_plugin_that_closes_all_files_harms_no_other(folder: Path) -> None:
+    """As one does that wants to be a daemon."""
+    (folder / "plugins" / "kills.py").write_text("import os\ndef setup(): os.closerange(3, 256)\n")
+    ran = start(folder, "loader.setup_all(); loader.load('a', force=True)")
+    assert ran.stdout == "[('a', True), ('kills', True), ('the_last_one', True)]\n", ran.stderr
+
+
+def test_a_reload_of_all_lists_the_folder_once(folder: Path) -> None:
+    """Listing it for each plugin would take seconds where much lies in it."""
+    (folder / "plugins" / "kills.py").write_text("def setup(): pass\n")
+    counts = "loader.setup_all(); listed = []\n"
+    counts += "sys.addaudithook(lambda event, args: event in ('os.listdir', 'os.scandir') and listed.append(args[0]))\n"
+    counts += "loader.setup_all(reload_all=True); print([str(path).endswith('plugins') for path in listed].count(True))"
+    assert start(folder, counts).stdout.splitlines()[0] == "1"
+
+
+def test_an_error_that_python_cannot_show_is_a_failure_like_others(folder: Path) -> None:
+    """Here and not among the others, as it would end pytest, too."""
+    text = "def setup(): raise SyntaxError('odd', ('f', 1, 'no number', 'text'))\n"
+    (folder / "plugins" / "kills.py").write_text(text)
+    ran = start(folder, "loader.setup_all(); print(loader.failure('kills'))")
+    assert ran.stdout == (
+        "plugin 'kills' failed: SyntaxError: odd (f, line 1); load('kills', force=True) tries again\n"
+        "[('a', True), ('kills', False), ('the_last_one', True)]\n"
+    ), ran.stderr

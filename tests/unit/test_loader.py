@@ -1,13 +1,16 @@
 """The plugin loader: what it finds, what it calls, what it says, and that what one plugin does wrong is its own."""
 
+import asyncio
 import json
 import logging
 import os
+import py_compile
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +103,30 @@ def test_a_package_is_a_plugin_and_its_relative_imports_work(folder: Path, calls
         assert sorted(calls) == ["pack", "user"]
 
 
+def test_a_compiled_module_without_its_source_is_a_plugin(folder: Path, calls: list[str]) -> None:
+    """Also when it is reloaded; beside its source, the source counts."""
+    for name in ("both", "only"):
+        write(folder, **{name: "__version__ = 'compiled'\n" + GOOD})
+        py_compile.compile(str(folder / f"{name}.py"), cfile=str(folder / f"{name}.pyc"))
+    (folder / "only.py").unlink()
+    write(folder, both="__version__ = 'source'\n" + GOOD)
+    with PluginLoader(folder) as loader:
+        for _ in range(2):
+            loader.setup_all(reload_all=True)
+            assert loader.registry == {"both": ("source", True), "only": ("compiled", True)}
+
+
+def test_a_class_with_run_needs_no_setup(folder: Path, calls: list[str]) -> None:
+    """One that is defined there: what it imports from elsewhere makes no plugin of a module."""
+    text = "from holdfast import PluginBase\nfrom holdfast.plugins.base import PluginBase as Other\n"
+    write(folder, a=text + "class Work(PluginBase):\n    def run(self): pass\n", b=text)
+    with PluginLoader(folder) as loader:
+        loader.setup_all()
+        loader.setup_all()
+        assert loader.registry == {"a": ("unknown", True), "b": ("unknown", False)}
+        assert "plugin 'b' has no function setup(): it must have one, or a class with run()" in str(loader.failure("b"))
+
+
 def test_a_name_of_the_standard_library_hides_nothing(folder: Path) -> None:
     """A plugin called json may itself import json, and so may others."""
     text = "import json\n\ndef setup():\n    assert json.dumps([1]) == '[1]'\n"
@@ -130,6 +157,13 @@ def test_a_name_of_the_standard_library_hides_nothing(folder: Path) -> None:
         ("def setup():\n    setup()\n", "RecursionError: "),
         ("import asyncio\ndef setup():\n    raise asyncio.CancelledError\n", "CancelledError: "),
         ("class E(Exception):\n    def __str__(self): 1 / 0\ndef setup(): raise E\n", "E: (its text cannot be had"),
+        ("class E(Exception):\n    def __str__(self): raise SystemExit\ndef setup(): raise E\n", "E: (its text cannot"),
+        ("def setup(): raise ModuleNotFoundError(name=7)", "ModuleNotFoundError: (its text cannot be had"),
+        (
+            "from holdfast.errors import InvalidError\nclass E(InvalidError):\n    def __init__(self): pass\nraise E",
+            "E: (its text cannot be had: AttributeError)",
+        ),
+        ("async def work(): pass\nsetup = lambda: work()", "setup() of plugin 'bad' is async or a generator"),
         ("def __getattr__(name): raise RuntimeError(name)", "RuntimeError: "),
     ],
 )
@@ -186,7 +220,8 @@ def test_ctrl_c_is_the_users_and_the_plugin_is_set_up_next_time(folder: Path, ca
         assert loader.failure("a") is None
 
 
-def test_what_a_handler_of_a_signal_raises_is_not_the_plugins(folder: Path) -> None:
+@pytest.mark.parametrize("is_partial", [True, False])
+def test_what_a_handler_of_a_signal_raises_is_not_the_plugins(is_partial: bool, folder: Path) -> None:
     """A server that ends by sys.exit in its handler ends, whoever was being set up."""
     write(
         folder, a="import os, signal\ndef setup():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    list(range(1000))\n"
@@ -195,7 +230,7 @@ def test_what_a_handler_of_a_signal_raises_is_not_the_plugins(folder: Path) -> N
     def leave(number: int, frame: object) -> None:
         raise SystemExit(0)
 
-    before = signal.signal(signal.SIGUSR1, leave)
+    before = signal.signal(signal.SIGUSR1, partial(leave) if is_partial else leave)
     try:
         with PluginLoader(folder) as loader:
             with pytest.raises(SystemExit):
@@ -289,6 +324,43 @@ def test_a_session_of_each_request_is_told_and_not_written_without_need(folder: 
             assert json.loads(kept) == {"a": ["unknown", True], "b": ["unknown", False]}
             assert bool(session.writes) == (number == 0)
         assert calls == ["a", "a", "a"]
+
+
+class Broken(dict[str, Any]):
+    """A session whose store is down now and then."""
+
+    is_down = False
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self.is_down:
+            raise ConnectionError
+        super().__setitem__(name, value)
+
+
+def test_a_registry_that_raises_leaves_no_plugin_half_way(folder: Path, calls: list[str]) -> None:
+    """It is the application's error; new code takes over, what fails is unloaded, and the registry catches up."""
+    text = "from holdfast.plugins.current import current\ntold = current.settings\n__version__ = '{}'\n"
+    text += "current.on_unload(lambda: told.append('unloaded ' + __version__))\ndef setup(): {}\n"
+    write(folder, a=text.format(1, "pass"))
+    registry = Broken()
+    with PluginLoader(folder, registry=registry) as loader:
+        loader.setup_all()
+        registry.is_down = True
+        write(folder, a=text.format(2, "'fail' not in told or 1 / 0"))
+        with pytest.raises(ConnectionError):
+            loader.load("a", force=True)
+        registry.is_down = False
+        loader.setup_all()
+        assert (registry, calls) == ({"a": ("2", True)}, ["unloaded 1"])
+        registry.is_down = True
+        calls.append("fail")
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                loader.setup_all()
+        assert calls == ["unloaded 1", "fail", "unloaded 2"]
+        registry.is_down = False
+        loader.setup_all()
+        assert registry == {"a": ("2", False)}
 
 
 def test_plugins_see_each_other_in_the_registry(folder: Path) -> None:
@@ -526,6 +598,50 @@ def test_one_that_hangs_is_told_and_holds_up_its_own_thread_only(
     [record] = [record for record in caplog.records if record.msg.startswith("plugin.late")]
     assert "current.settings.may_go.wait(20)" in record.getMessage()
     loader.close()
+
+
+def test_one_that_hangs_when_it_is_unloaded_holds_up_its_own_thread_only(folder: Path, calls: list[str]) -> None:
+    """Cycles go on with what is set up; what cannot be done meanwhile is refused, and done afterwards."""
+    text = "from holdfast.plugins.current import current\nmine = current.session\ndef setup(): pass\n"
+    text += "@current.on_unload\ndef hang():\n    mine.hangs.set()\n    mine.may_go.wait(20)\n"
+    write(folder, a=text, b=GOOD)
+    hanging = SimpleNamespace(hangs=threading.Event(), may_go=threading.Event())
+    loader = PluginLoader(folder, late_after_s=0.05)
+    with current.using(session=hanging):
+        loader.setup_all()
+    (folder / "a.py").unlink()
+    thread = threading.Thread(target=loader.detect)
+    thread.start()
+    try:
+        assert hanging.hangs.wait(10)
+        loader.registry["b"] = None
+        loader.setup_all()
+        assert calls == ["b", "b"]
+        with pytest.raises(UnavailableError, match="while another thread unloads plugins or looks for them"):
+            loader.load("b", force=True)
+    finally:
+        hanging.may_go.set()
+        thread.join(10)
+    loader.setup_all()
+    assert loader.registry == {"b": ("unknown", True)}
+    loader.close()
+
+
+def test_a_task_that_the_first_setup_made_may_call_the_loader_later(folder: Path) -> None:
+    """It inherits what the plugin sees, but not that the plugin is being set up."""
+    text = "import asyncio\nfrom holdfast.plugins.current import current\nasync def later(loader):\n"
+    text += "    loader.detect()\n    loader.setup_all()\n    return hasattr(current, 'log')\n"
+    text += "def setup():\n    if not current.settings:\n"
+    text += "        current.settings.append(asyncio.ensure_future(later(current.session)))\n"
+    write(folder, a=text)
+
+    async def request() -> None:
+        tasks: list[asyncio.Task[bool]] = []
+        with PluginLoader(folder) as loader, current.using(settings=tasks, session=loader):
+            loader.setup_all()
+            assert await tasks[0] is False
+
+    asyncio.run(request())
 
 
 @pytest.mark.parametrize("call", ["setup_all()", "load('b', force=True)", "detect()", "close()"])

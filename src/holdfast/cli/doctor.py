@@ -20,14 +20,18 @@ _COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
 def command(ctx: click.Context) -> None:
     """Look for what is wrong, and say what to do.
 
-    Checks versions, folders, keys, the file system, and every page of every Pod that a key here opens. Nothing is
-    made where nothing is, and nothing is mended. Ends with 6 if a check failed.
+    Says what is set and by whom, and checks versions, folders, keys, the file system, and every page of every Pod that
+    a key here opens. Nothing is made where nothing is, and nothing is mended. Ends with 6 if a check failed.
     """
     from holdfast.cli.checks import Finding, examine  # start-up: help and completion need none of it
 
     call: Call = ctx.obj
     settings = call.settings()
     findings: list[Finding] = []
+    explained = settings.explain()
+    if not call.is_json:
+        for each in explained:
+            click.echo(escaped(f"{'set':<5}{each.name}: {each.value} ({each.where})"))
     for finding in examine(settings):
         findings.append(finding)
         if not call.is_json:
@@ -35,6 +39,7 @@ def command(ctx: click.Context) -> None:
             click.echo(escaped(f"{finding.check}: {finding.found}" + "; " * bool(finding.advice) + finding.advice))
     is_well = all(each.verdict != "fail" for each in findings)
     if call.is_json:
-        call.answer({"home": str(settings.home), "is_well": is_well, "findings": [*map(asdict, findings)]}, "")
+        document = {"home": str(settings.home), "settings": [*map(asdict, explained)], "is_well": is_well}
+        call.answer({**document, "findings": [*map(asdict, findings)]}, "")
     if not is_well:
         ctx.exit(UnavailableError.exit_code)

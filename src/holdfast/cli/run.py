@@ -31,7 +31,8 @@ _SAID_IN_WORDS = ("holdfast.engine.runner", "holdfast.engine.holding")
 def command(ctx: click.Context, plugin: str, config: str | None, *, state: str, is_new: bool) -> None:
     """Run a plugin from where it was.
 
-    PLUGIN is MODULE:CLASS, FILE.py:CLASS or a file of metadata that ends in .json. An unfinished run of the plugin
+    PLUGIN is the NAME of one in the plugins' folder or of an installed one, MODULE:CLASS, FILE.py:CLASS or a file of
+    metadata that ends in .json. An unfinished run of the plugin
     state is carried on, else a new one begins. Standard output is the plugin's; with --json the answer is the last
     line of standard error.
     """
@@ -54,6 +55,7 @@ def carry(
     from holdfast.context import carry_out  # start-up: it brings the database and pydantic
     from holdfast.engine import FactsFormatter
     from holdfast.plugins import Source, source_of
+    from holdfast.plugins.named import find_named
 
     class Messages(logging.Handler):
         """Shows what is logged; failures and ends are said in words below."""
@@ -70,7 +72,10 @@ def carry(
     settings, pid = call.settings(), os.getpid()
     logging.getLogger().addHandler(messages)
     try:
-        source = Source(module="", name="", folder=folder or Path.cwd()) if plugin is None else source_of(plugin)
+        if plugin is None:
+            source = Source(module="", name="", folder=folder or Path.cwd())
+        else:
+            source = find_named(plugin, settings.plugins_dir) or source_of(plugin)
         with lent_streams(), progress("Running", is_quiet=call.is_json, unit="steps") as report:
 
             def show(done: int, total: int | None) -> None:

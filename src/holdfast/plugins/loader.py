@@ -7,6 +7,7 @@ cycle goes on. What one cycle provides for plugins is `holdfast.current`; starti
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -23,6 +24,8 @@ from holdfast.plugins.current import Belongings, Cycle, cycle
 from holdfast.plugins.loading.code import Code
 from holdfast.plugins.loading.finding import Found, find_plugins, is_name
 from holdfast.plugins.loading.watching import Watch
+from holdfast.plugins.named import source_in, split_name
+from holdfast.plugins.source import Source, source_of
 from holdfast.values import shown
 
 _log: Final = logging.getLogger(__name__)
@@ -103,6 +106,7 @@ class PluginLoader:
         """Held by whoever detects, loads or unloads; a plugin's code may run meanwhile, and last."""
         self._changing = threading.Lock()
         """Held for moments, by whoever changes what is active."""
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +200,32 @@ class PluginLoader:
             now.belongings = None
             cycle.reset(token)
 
+    def source(self, text: str) -> Source:
+        """Return a plugin to be run: NAME or NAME:CLASS with the code that serves now; any other as `source_of` does.
+
+        What was not loaded yet is set up first, as `load` does.
+
+        Raises:
+            InvalidError: It has no class with run(), or several, and none was named; or as `source_of`.
+            NotFoundError: As `source_of`.
+            PluginError: It is deactivated.
+            ConflictError, DeniedError, UnavailableError: As `load`.
+        """
+        name, class_name = split_name(text)
+        if name and name not in (self._places or {}):
+            self.detect()
+        place = (self._places or {}).get(name)
+        if place is None or (class_name and place.found.entry is not None):  # an entry point has one class, or a module
+            return source_of(text)
+        if place.is_due and not place.is_serving:
+            self.load(name)
+        loaded = place.loaded
+        if loaded is None or not place.is_serving:
+            failure = place.failure
+            assert failure is not None  # noqa: S101 -- whoever was tried and does not serve has one
+            raise PluginError(failure.message, **failure.facts)
+        return source_in(loaded.code, place.found, class_name)
+
     def close(self) -> None:
         """Unload all plugins; a later cycle begins anew. Nothing happens the second time.
 
@@ -218,8 +248,11 @@ class PluginLoader:
 
     def _is_free(self) -> bool:
         """Wait until nobody else loads, and begin; but not while a plugin hangs."""
+        if self._pid != os.getpid():  # whoever had the locks when this process was forked is not in it
+            self._pid, self._loading, self._changing = os.getpid(), threading.Lock(), threading.Lock()
+            self._watch.start_over()
         while not self._loading.acquire(timeout=0 if self._watch.late else self._late_after_s):
-            if self._watch.late:
+            if self._watch.late or not self._watch.is_busy:  # or what hangs is an unload, or the folder
                 return False
         return True
 
@@ -228,7 +261,10 @@ class PluginLoader:
         self._refuse_inside(doing)
         if not self._is_free():
             late = self._watch.late
-            raise UnavailableError(f"{doing} cannot be done while plugin {late!r} hangs in its setup()", plugin=late)
+            what = (
+                f"plugin {late!r} hangs in its setup()" if late else "another thread unloads plugins or looks for them"
+            )
+            raise UnavailableError(f"{doing} cannot be done while {what}", plugin=late)
         try:
             yield
         finally:
@@ -325,43 +361,44 @@ class PluginLoader:
                     place.loaded, place.is_serving, place.status, place.failure = new, True, True, None
                     place.version = new.code.version
                 place.is_due, place.was_tried = False, True
-                self._record(place, registry)
                 if old is not None and place.loaded is not old:
                     self._unload(old.belongings, old.code)
+                self._record(place, registry)  # last: it is the application's code, and may raise
         return begun
 
     def _set_up_anew(self, place: _Place) -> _Loaded:
         """Load a plugin's code, hand over what the old has dumped, and call setup(); or leave nothing and raise."""
         belongings = Belongings(place.found.name)
-        token = cycle.set(Cycle(self, belongings))
+        now = Cycle(self, belongings)
+        token = cycle.set(now)
         code: Code | None = None
         try:
             code = Code(place.found, is_first=not place.was_tried)
             dump = None if place.loaded is None else place.loaded.code.dump
             if dump is not None and code.restore is not None:
                 code.restore(dump())
-            code.setup()
+            code.begin(place.found.name)
         except BaseException:
             if code is not None and not place.is_serving:
                 place.version = code.version
             self._unload(belongings, code)
             raise
         finally:
+            now.belongings = None  # a task that it has made inherits the cycle
             cycle.reset(token)
         return _Loaded(belongings, code.setup, code)
 
     def _deactivate(self, loaded: _Loaded, exc: BaseException, registry: Registry) -> None:
         """Let a plugin that raised in a cycle serve no more, unless another thread has reloaded it meanwhile."""
         name = loaded.belongings.plugin
-        failure = _told(name, exc)
         with self._changing:
             place = (self._places or {}).get(name)
             if place is None or place.loaded is not loaded or not place.is_serving:
                 return
-            place.is_serving, place.status, place.failure = False, False, failure
-        self._record(place, registry)
+            place.is_serving, place.status, place.failure = False, False, _told(name, exc)
         self._refresh()
         self._unload(loaded.belongings, loaded.code)
+        self._record(place, registry)
 
     def _retire(self, place: _Place) -> None:
         place.is_serving = False
@@ -390,33 +427,31 @@ def _is_its_own(exc: BaseException) -> bool:
     """Say whether a plugin is to blame for what its code has raised: not for Ctrl-C, nor for a handler of a signal."""
     if isinstance(exc, KeyboardInterrupt):
         return False
-    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()}
+    found = [signal.getsignal(number) for number in signal.valid_signals()]
+    handlers = {getattr(getattr(each, "func", each), "__code__", None) for each in found}  # .func: of a partial
     return all(frame.f_code not in handlers for frame, _ in traceback.walk_tb(exc.__traceback__))
 
 
 def _told(name: str, exc: BaseException, *, is_served: bool = False) -> PluginError:
     """Log a failure, and return what is kept of it: text, as frames would keep alive whatever the request had."""
-    if isinstance(exc, ModuleNotFoundError) and exc.name:
-        prefix, _, own = exc.name.partition(".")
-        is_own = prefix.startswith(f"{name}-")
-        reason = (
-            f"it has no module {own!r} that can be read" if is_own else f"it needs {exc.name!r}, which is not there"
-        )
-    elif isinstance(exc, HoldfastError):
-        reason = exc.message
-    else:
-        reason = f"{type(exc).__name__}: {_text(exc)}"
+    kind, told = type(exc).__name__, exc
+    try:
+        reason = _reason(name, exc)
+    except BaseException as broken:  # noqa: BLE001 -- it is the plugin's code that answers, and may even ask to end
+        reason = f"{kind}: (its text cannot be had: {type(broken).__name__})"
+    try:
+        trace = "".join(traceback.format_exception(exc))
+    except BaseException:  # noqa: BLE001 -- likewise; nor could a handler of the log do it
+        told, trace = None, "".join(["Traceback (most recent call last):\n", *traceback.format_tb(exc.__traceback__)])
     then = "its older code serves on" if is_served else f"load({name!r}, force=True) tries again"
-    trace = "".join(traceback.format_exception(exc))
-    failure = PluginError(
-        f"plugin {name!r} failed: {reason}; {then}", plugin=name, exception=type(exc).__name__, traceback=trace
-    )
-    _log.error("plugin.failed: %s", failure, exc_info=exc, extra={"plugin": name, "exception": type(exc).__name__})
+    failure = PluginError(f"plugin {name!r} failed: {reason}; {then}", plugin=name, exception=kind, traceback=trace)
+    _log.error("plugin.failed: %s", failure, exc_info=told, extra={"plugin": name, "exception": kind})
     return failure
 
 
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception as broken:  # noqa: BLE001 -- it is the plugin's code that answers
-        return f"(its text cannot be had: {type(broken).__name__})"
+def _reason(name: str, exc: BaseException) -> str:
+    if isinstance(exc, ModuleNotFoundError) and exc.name:
+        prefix, _, own = exc.name.partition(".")
+        is_own = prefix.startswith(f"{name}-")
+        return f"it has no module {own!r} that can be read" if is_own else f"it needs {exc.name!r}, which is not there"
+    return exc.message if isinstance(exc, HoldfastError) else f"{type(exc).__name__}: {exc}"

@@ -35,6 +35,7 @@ class Source:
         name: Its class.
         folder: Where the module is looked for besides installed packages.
         file: The very file that the module must be, if one was named.
+        loaded: The module itself, if somebody has loaded it, under whatever name.
         properties: Of its PluginRun.
         account: The properties of its Account, if it has one.
     """
@@ -43,6 +44,7 @@ class Source:
     name: str
     folder: Path | None = None
     file: Path | None = None
+    loaded: ModuleType | None = None
     properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
     account: Mapping[str, Any] | None = None
 
@@ -59,7 +61,7 @@ class Source:
             InvalidError: The class is no plugin.
             PluginError: The module raises when it is imported.
         """
-        found = getattr(_import(self.module, self.folder, self.file), self.name, None)
+        found = getattr(self.loaded or _import(self.module, self.folder, self.file), self.name, None)
         if found is None:
             raise NotFoundError(f"module {self.module!r} has no class {self.name!r}", module=self.module)
         if not (isinstance(found, type) and issubclass(found, PluginBase)):
@@ -72,28 +74,51 @@ def source_of(text: str) -> Source:
     """Read ``MODULE:CLASS``, ``FILE.py:CLASS`` or the path of a metadata file.
 
     Raises:
-        InvalidError: It is none of the three, or the metadata is malformed.
+        InvalidError: It is none of the three; a NAME alone is for `holdfast.plugins.named`. Or the metadata is
+            malformed.
         NotFoundError: There is no such file.
     """
     if text.endswith(".json"):
         return read_metadata(Path(text))
     place, colon, name = text.rpartition(":")
     if not colon or not name.isidentifier() or not place:
-        message = f"a plugin cannot be called {shown(text)}: MODULE:CLASS, FILE.py:CLASS or metadata.json is expected"
+        message = (
+            f"there is no plugin {shown(text)}: the NAME of one in the plugins' folder or of an installed one, "
+            "MODULE:CLASS, FILE.py:CLASS or metadata.json is expected"
+        )
         raise InvalidError(message, plugin=shown(text))
     if not place.endswith(".py"):
-        return Source(module=place, name=name, folder=Path.cwd(), properties=_properties(place, name))
+        return Source(module=place, name=name, folder=Path.cwd(), properties=properties_of(place, name))
     path = Path(place).absolute()
     if not path.is_file():
         raise NotFoundError(f"there is no file {place!r}", path=place)
     if not path.stem.isidentifier():
         message = f"a plugin cannot be in a file {path.name!r}: its name must be that of a module, as in my_plugin.py"
         raise InvalidError(message, path=place)
-    properties = _properties(path.stem, name)
+    properties = properties_of(path.stem, name)
     return Source(module=path.stem, name=name, folder=path.parent, file=path, properties=properties)
 
 
-def _properties(module: str, name: str) -> dict[str, str]:
+def find_runnable(module: ModuleType) -> list[str]:
+    """Return the names of the plugins that can be run, and that a module, or a package in its modules, defines itself.
+
+    What it imports from elsewhere is not its own, what has no run() cannot be run, and what begins with ``_`` is not
+    meant to be.
+    """
+    found = {
+        each: name
+        for name, each in vars(module).items()
+        if isinstance(each, type)
+        and issubclass(each, PluginBase)
+        and each.run is not PluginBase.run
+        and f"{each.__module__}.".startswith(f"{module.__name__}.")
+        and not name.startswith("_")
+    }
+    return list(found.values())
+
+
+def properties_of(module: str, name: str) -> dict[str, str]:
+    """Return what every run of a plugin has."""
     return {"pluginModule": module, "pluginName": name}
 
 
@@ -176,13 +201,18 @@ def _import(name: str, folder: Path | None, file: Path | None) -> ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # the plugin's code, or that of a package around it: it may even end the process
-        message = f"module {name!r} cannot be imported: {type(exc).__name__}: {_text(exc)}"
-        raise PluginError(message, module=name) from exc
+        raise failed_import(name, exc) from exc
     if is_other:
         message = f"file {str(file)!r} cannot be a plugin: {name!r} is a module elsewhere already; rename the file"
         raise InvalidError(message, path=str(file), module=name)
     where = "" if folder is None else f", nor in {str(folder)!r}"
     raise NotFoundError(f"there is no module {name!r} among the installed packages{where}", module=name)
+
+
+def failed_import(module: str, exc: BaseException) -> PluginError:
+    """Return what it means that the code of a module has raised."""
+    message = f"module {module!r} cannot be imported: {type(exc).__name__}: {_text(exc)}"
+    return PluginError(message, module=module)
 
 
 def _text(exc: BaseException) -> str:

@@ -1,6 +1,7 @@
 """What helps to test: fakes that behave like the real thing, and the contract suites that hold both to one behaviour.
 
-The fakes need nothing besides Holdfast. The suites need pytest and hypothesis and are loaded when they are first named:
+The fakes need nothing besides Holdfast. The suites need pytest and hypothesis. Everything is loaded when it is first
+named:
 
 ```python
 from holdfast.testing import FakeClock, StoreContract, StoreMachine
@@ -19,26 +20,29 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from holdfast.testing.fakes import Dog, FakeClock, JsonStore, MemoryStore
-
 if TYPE_CHECKING:
     from holdfast.testing.contract import StoreContract
+    from holdfast.testing.fakes import Dog, FakeClock, JsonStore, MemoryStore
     from holdfast.testing.machine import StoreMachine
 
 __all__ = ["Dog", "FakeClock", "JsonStore", "MemoryStore", "StoreContract", "StoreMachine"]
 
 
 _SUITES: Final = {"StoreContract": "contract", "StoreMachine": "machine"}
-"""The module of this package that each suite is in."""
+"""The module of this package that each suite is in; fakes are in one."""
 
 
 def __getattr__(name: str) -> object:
-    """Load a suite on first use, with pytest's explanation of failed assertions."""
-    if name not in _SUITES:
+    """Load a name on first use, a suite with pytest's explanation of failed assertions.
+
+    Not before: pytest imports this package wherever Holdfast is installed, for the fixtures in `pytest_plugin`.
+    """
+    if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message, name=name)
-    import pytest  # not needed by who only uses the fakes, and not installed with Holdfast
+    if name in _SUITES:
+        import pytest  # not needed by who only uses the fakes, and not installed with Holdfast
 
-    suites = [f"{__name__}.{module}" for module in _SUITES.values()]
-    pytest.register_assert_rewrite(*(suite for suite in suites if suite not in sys.modules))
-    return getattr(import_module(f"{__name__}.{_SUITES[name]}"), name)
+        suites = [f"{__name__}.{module}" for module in _SUITES.values()]
+        pytest.register_assert_rewrite(*(suite for suite in suites if suite not in sys.modules))
+    return getattr(import_module(f"{__name__}.{_SUITES.get(name, 'fakes')}"), name)

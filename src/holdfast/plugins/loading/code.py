@@ -18,23 +18,23 @@ from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
     ExtensionFileLoader,
-    FileFinder,
     ModuleSpec,
     SourceFileLoader,
     SourcelessFileLoader,
 )
-from importlib.util import cache_from_source, find_spec
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from importlib.util import cache_from_source, find_spec, module_from_spec, spec_from_file_location
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import AsyncGeneratorType, CodeType, CoroutineType, GeneratorType, ModuleType
 from typing import Any, Final
 
 from holdfast.errors import InvalidError
+from holdfast.plugins.base import PluginBase
 from holdfast.plugins.loading.finding import Found
+from holdfast.plugins.source import find_runnable
 
-_LATER: Final = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
+_LATER: Final[tuple[type, ...]] = (CoroutineType, GeneratorType, AsyncGeneratorType)
 _seen: Final[set[tuple[str, str]]] = set()
 """What this process has loaded once, by folder and name: its compiled file may be older than it looks."""
 
@@ -44,12 +44,13 @@ class Code:
 
     Attributes:
         prefix: What the names of its modules begin with.
-        setup: Its function.
+        module: Its module, which may have a class with run().
+        setup: Its function; one that does nothing if it is there to be run only.
         version: Its ``__version__``, or "unknown".
         dump: Its function that returns a state, if it has one; restore likewise.
     """
 
-    __slots__ = ("_is_own", "dump", "prefix", "restore", "setup", "version")
+    __slots__ = ("dump", "module", "prefix", "restore", "setup", "version")
 
     def __init__(self, found: Found, *, is_first: bool) -> None:
         """Load it; raises whatever the code raises, and leaves nothing then.
@@ -60,18 +61,20 @@ class Code:
         name, folders, attribute = found.name, [found.folder], ""
         if found.entry is not None:
             name, attribute = found.entry.module, found.entry.attr
-            if not is_first:
-                folders = _folders_of(name)
-        self._is_own = found.entry is None or not is_first
-        self.prefix = _reserve(found.name, folders) if self._is_own else name
+            folders = [] if is_first else _folders_of(name)
+        is_trusted = is_first and (found.folder, name) not in _seen
+        _seen.add((found.folder, name))
+        self.prefix = _reserve(found.name, folders, is_trusted=is_trusted) if folders else name
         try:
-            if self._is_own and (not is_first or (found.folder, name) in _seen):
-                _load_anew(self.prefix)
-            _seen.add((found.folder, name))
-            module = import_module(f"{self.prefix}.{name}" if self._is_own else name)
-            plugin: Any = attrgetter(attribute)(module) if attribute else module
+            if found.entry is None:
+                self.module = _load(f"{self.prefix}.{name}", folders, found.file if is_trusted else None)
+            else:
+                self.module = import_module(f"{self.prefix}.{name}" if folders else name)
+            named: Any = attrgetter(attribute)(self.module) if attribute else self.module
+            # What a class calls setup() is for one run, and so are its other methods.
+            plugin: Any = None if _is_class(named) else named
             self.setup = _setup_of(plugin, found.name)
-            version = getattr(module, "__version__", None)
+            version = getattr(self.module, "__version__", None)
             self.version: str = version if isinstance(version, str) else "unknown"
             self.dump: Callable[[], object] | None = getattr(plugin, "dump", None)
             self.restore: Callable[[object], object] | None = getattr(plugin, "restore", None)
@@ -79,12 +82,26 @@ class Code:
             self.forget()
             raise
 
+    def begin(self, plugin: str) -> None:
+        """Call setup() for the first time.
+
+        Raises:
+            InvalidError: It has only made what would have to be awaited or iterated.
+        """
+        made: Any = self.setup()
+        if isinstance(made, _LATER):
+            if isinstance(made, CoroutineType):
+                made.close()  # else Python warns that nobody has awaited it
+            message = (
+                f"setup() of plugin {plugin!r} is async or a generator, and would do nothing: a function is expected"
+            )
+            raise InvalidError(message, plugin=plugin)
+
     def forget(self) -> None:
         """Free the names; what somebody still holds lives on."""
-        if self._is_own:
+        if _own.pop(self.prefix, None) is not None:
             for name in self._names():
                 sys.modules.pop(name, None)
-            _anew.discard(self.prefix)
 
     def threads(self) -> list[str]:
         """Return the names of the threads that are running this code now, but for the calling one."""
@@ -100,21 +117,28 @@ class Code:
         return running
 
     def _names(self) -> list[str]:
-        below = f"{self.prefix}."
-        return [name for name in list(sys.modules) if name == self.prefix or name.startswith(below)]
+        return [name for name in list(sys.modules) if f"{name}.".startswith(f"{self.prefix}.")]
+
+
+def _is_class(named: Any) -> bool:
+    return isinstance(named, type) and issubclass(named, PluginBase)
 
 
 def _setup_of(plugin: Any, name: str) -> Callable[[], object]:
     setup = getattr(plugin, "setup", None)
-    if not callable(setup):
-        raise InvalidError(f"plugin {name!r} has no function setup(): it must have one", plugin=name)
-    if getattr(getattr(setup, "__code__", None), "co_flags", 0) & _LATER:
-        message = f"setup() of plugin {name!r} is async or a generator, and would do nothing: a function is expected"
-        raise InvalidError(message, plugin=name)
-    return setup
+    if callable(setup):
+        return setup
+    if setup is None and (plugin is None or (isinstance(plugin, ModuleType) and find_runnable(plugin))):
+        return _no_setup
+    message = f"plugin {name!r} has no function setup(): it must have one, or a class with run()"
+    raise InvalidError(message, plugin=name)
 
 
-def _reserve(name: str, folders: list[str]) -> str:
+def _no_setup() -> None:
+    """Do nothing, in each cycle, for a plugin that is there to be run."""
+
+
+def _reserve(name: str, folders: list[str], *, is_trusted: bool) -> str:
     """Put an empty package that leads to ``folders`` under the first free name, and return that."""
     for number in count(1):
         prefix = f"{name}-{number}"
@@ -122,8 +146,21 @@ def _reserve(name: str, folders: list[str]) -> str:
             package = ModuleType(prefix)
             package.__path__ = folders
             if sys.modules.setdefault(prefix, package) is package:  # else another thread was faster
+                _own[prefix] = _KINDS if is_trusted else _KINDS_ANEW
+                if _Finder not in sys.meta_path:
+                    sys.meta_path.insert(0, _Finder)
                 return prefix
     raise AssertionError  # numbers do not end
+
+
+def _load(name: str, folders: list[str], file: str | None) -> ModuleType:
+    """Do what import does for a name that nobody else can know, without its locks, and its search if that was done."""
+    spec = _spec(name, SourceFileLoader(name, file), file) if file else _Finder.find_spec(name, folders)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return sys.modules[name]  # it may have put something else there
 
 
 def _folders_of(module: str) -> list[str]:
@@ -145,32 +182,40 @@ class _Source(SourceFileLoader):
         return self.source_to_code(self.get_data(path), path)
 
 
-_KINDS: Final = (
-    (ExtensionFileLoader, EXTENSION_SUFFIXES),
-    (_Source, SOURCE_SUFFIXES),
-    (SourcelessFileLoader, BYTECODE_SUFFIXES),
-)
-_anew: Final[set[str]] = set()
-"""The prefixes below which modules are loaded from source, also those that a function imports much later."""
+_Kinds = tuple[tuple[str, Callable[[str, str], Any]], ...]
+
+
+def _kinds(source: type[SourceFileLoader]) -> _Kinds:
+    kinds = ((EXTENSION_SUFFIXES, ExtensionFileLoader), (SOURCE_SUFFIXES, source))
+    return tuple(
+        (suffix, kind) for suffixes, kind in (*kinds, (BYTECODE_SUFFIXES, SourcelessFileLoader)) for suffix in suffixes
+    )
+
+
+_KINDS: Final = _kinds(SourceFileLoader)
+_KINDS_ANEW: Final = _kinds(_Source)
+_own: Final[dict[str, _Kinds]] = {}
+"""The prefixes below which modules are loaded, also those that a function imports much later; and by what."""
 
 
 class _Finder:
-    """Finds modules below `_anew`, and looks into their folders each time; all others are none of its business."""
+    """Finds modules below `_own` by what is there now; all others are none of its business."""
 
     @staticmethod
     def find_spec(
         fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         del target
-        if fullname.partition(".")[0] in _anew:
-            for folder in path or ():
-                spec = FileFinder(folder, *_KINDS).find_spec(fullname) if os.path.isdir(folder) else None  # noqa: PTH112
-                if spec is not None and spec.loader is not None:
-                    return spec
+        first, _, rest = fullname.partition(".")
+        kinds = _own.get(first, ())
+        for folder in (path or ()) if kinds else ():
+            base = f"{folder}/{rest.rpartition('.')[2]}"
+            for stem, places in ((f"{base}/__init__", [base]), (base, None)):
+                for suffix, kind in kinds:
+                    if os.path.isfile(file := stem + suffix):  # noqa: PTH113
+                        return _spec(fullname, kind(fullname, file), file, places)
         return None
 
 
-def _load_anew(prefix: str) -> None:
-    _anew.add(prefix)
-    if _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)
+def _spec(fullname: str, loader: Any, file: str, places: list[str] | None = None) -> ModuleSpec | None:
+    return spec_from_file_location(fullname, file, loader=loader, submodule_search_locations=places)

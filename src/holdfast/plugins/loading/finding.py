@@ -24,11 +24,16 @@ GROUP: Final = "holdfast.plugins"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where the plugin of this name is: in a folder, or installed."""
+    """Where the plugin of this name is: in a folder, or installed.
+
+    Attributes:
+        file: Its source, where that is a plain file, and the only one of this name in the folder.
+    """
 
     name: str
     folder: str
     entry: EntryPoint | None = None
+    file: str | None = None
 
 
 def is_name(name: object) -> bool:
@@ -39,17 +44,17 @@ def is_name(name: object) -> bool:
 def find_plugins(folder: Path) -> dict[str, Found]:
     """Return the plugins by name, those in the folder first; a folder that is not there is empty.
 
-    Of several with one name the first counts, and the log names the other: a package, a module, an entry point. Names
-    that begin with ``_`` or ``.`` are not plugins; of others that no plugin can have, the log tells.
+    Of several with one name the log tells, and the first counts: a package, a compiled module, a source, an entry
+    point. Names that begin with ``_`` or ``.`` are not plugins; of others that no plugin can have, the log tells.
 
     Raises:
         DeniedError, InvalidError, UnavailableError: The folder cannot be listed.
     """
     found: dict[str, Found] = {}
-    for name in _names(folder):
+    for name, file in _names(folder):
         if name in found:
-            _log.warning("plugin.hidden", extra={"plugin": name, "hidden": "the module, by the package"})
-        found[name] = Found(name, str(folder))
+            _log.warning("plugin.hidden", extra={"plugin": name, "hidden": "what import finds later"})
+        found[name] = Found(name, str(folder), file=None if name in found else file)
     for entry in entry_points(group=GROUP):
         if entry.name in found:
             _log.warning("plugin.hidden", extra={"plugin": entry.name, "hidden": entry.value})
@@ -60,7 +65,7 @@ def find_plugins(folder: Path) -> dict[str, Found]:
     return found
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _names(folder: Path) -> Iterator[tuple[str, str | None]]:
     suffixes = all_suffixes()
     try:
         with os.scandir(folder) as entries:
@@ -77,7 +82,8 @@ def _names(folder: Path) -> Iterator[str]:
                     if dot + rest not in suffixes:
                         continue
                 if name.isidentifier():
-                    yield name
+                    is_source = entry.name.endswith(".py") and entry.is_file(follow_symlinks=False)
+                    yield name, entry.path if is_source else None
                 else:
                     _log.warning("plugin.skipped", extra={"path": entry.path})
     except FileNotFoundError:

@@ -9,6 +9,7 @@ of one plugin together, that is one death, and whoever is started next finds the
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -51,6 +52,16 @@ class Watch:
         self._file: FileIO | None = None
         self._lines: list[bytes] = []
         self._was_warned = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody is being set up now."""
+        return self._now is not None
+
+    def start_over(self) -> None:
+        """Forget what the process does that this one was forked from."""
+        self._close()
+        self._now = self.late = None
 
     @contextmanager
     def watching(self) -> Generator[None]:
@@ -139,8 +150,7 @@ class Watch:
     def _write(self, lines: list[bytes]) -> None:
         if self._file is not None and self._lock is not None and self._lock.is_held:  # a forked child has lost it
             with suppress(OSError):  # a full disk: one death may go unnoticed
-                self._file.seek(sum(map(len, self._lines)))
-                self._file.write(b"".join(lines))
+                os.pwrite(self._file.fileno(), b"".join(lines), sum(map(len, self._lines)))
 
     def _cut(self) -> None:
         if self._file is not None and self._lock is not None and self._lock.is_held:
@@ -150,7 +160,8 @@ class Watch:
     def _close(self) -> None:
         self._cut()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a plugin may have closed all there is
+                self._file.close()
         if self._lock is not None:
             self._lock.release()
         self._file = self._lock = None

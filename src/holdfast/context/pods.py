@@ -1,0 +1,219 @@
+"""The client of a Pod, and what its owner does to it: where it lies, which keys open it, what is made on first use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from holdfast.context.settings import Settings
+from holdfast.disk import Disk
+from holdfast.errors import ConflictError, DamagedError, DeniedError, InvalidError, NotFoundError
+from holdfast.keys import (
+    Envelope,
+    Identity,
+    key_id,
+    load_or_create_envelope,
+    load_or_create_identity,
+    load_or_create_pod_key,
+    open_identity,
+    read_envelope,
+    read_identity,
+)
+from holdfast.pod import Pod
+from holdfast.sql import Backup, Keyring, SqliteStore, back_up, restore, sharing_pod
+from holdfast.sql.backup import ENVELOPE, Progress, examine, inspect
+
+_log: Final = logging.getLogger(__name__)
+
+
+class PodClient(Pod):
+    """The client of a Pod: on a fresh machine ``PodClient()`` makes keys and file, and just works.
+
+    Without a URL the Pod is a file in this process's reach; see `holdfast.pod.Pod` for what a client can do. It is a
+    context manager; one that is not closed is closed when the process ends.
+
+    Args:
+        owner_key: Whose Pod, 64 hexadecimal digits; None: the owner in ``keys.json``.
+        database_key: What opens it, 64 hexadecimal digits; comes with ``owner_key`` or not at all.
+        home: The folder with keys and Pods; None: as `Settings.read` says.
+        settings: All settings together, instead of ``home``.
+
+    Raises:
+        DeniedError: The keys do not open the Pod, or a key file can be read by others.
+        DamagedError, InvalidError, UnavailableError: As `SqliteStore` and `holdfast.keys` say.
+    """
+
+    def __init__(
+        self,
+        *,
+        owner_key: str | None = None,
+        database_key: str | None = None,
+        home: str | os.PathLike[str] | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if (owner_key is None) != (database_key is None):
+            raise InvalidError("owner_key and database_key must come together: one names the Pod, the other opens it")
+        given = None if owner_key is None or database_key is None else Identity(owner_key, database_key)
+        self.settings = settings or Settings.read(home=home)
+        path, key = unlock(self.settings, given)
+        super().__init__(SqliteStore(path, key))
+
+    def __repr__(self) -> str:
+        return f"<PodClient {str(self.settings.home)!r}>"
+
+
+def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | None = None) -> tuple[Path, bytes]:
+    """Return the file of a Pod and its data key; on a fresh machine make the folder, the keys and the envelope.
+
+    The process may die on any line: each file is there whole or not, and each is made only after what it needs.
+
+    Args:
+        settings: Where everything lies.
+        given: The owner; None: the one in ``keys.json``, which is made if there is none.
+        disk: Where the home lies.
+    """
+    disk = disk or Disk()
+    home = settings.home
+    disk.put_folder(home)
+    if given is None:
+        load_or_create_identity(home, disk=disk)
+        presented: AbstractContextManager[Identity] = open_identity(home, disk=disk)
+    else:
+        presented = nullcontext(given)
+    with presented as identity:
+        path = settings.pod_path(identity.owner_key)
+        envelope_path = path.with_suffix(".json")
+        if not path.parent.is_dir():
+            disk.put_folder(path.parent)
+        with sharing_pod(path, disk=disk):  # else the middle of a restore would look like a fresh machine
+            is_new = not envelope_path.exists()
+            if is_new and path.exists():
+                return path, bytes(32)  # no key opens it; the door says what is missing
+            envelope = load_or_create_envelope(envelope_path, identity, disk=disk)
+        key, owner = envelope.open(identity), identity.owner_key
+    keyring = Keyring(settings.keyring_path, load_or_create_pod_key(home, settings.environ, disk=disk), disk=disk)
+    try:
+        is_kept = keyring.has(owner) and keyring.get(owner) == key  # a restored Pod may have another key than before
+        was_made = is_kept
+    except (DamagedError, DeniedError) as exc:
+        # The owner's key opens the file without it. Who can tell whether it was made once is the envelope alone.
+        _log.warning("keyring.damaged", extra={"path": str(keyring.path), "reason": str(exc)})
+        is_kept, was_made = False, not is_new
+    with sharing_pod(path, disk=disk):
+        is_missing = not path.exists() or not path.stat().st_size
+    if is_missing:
+        if was_made:
+            message = (
+                f"the Pod {str(path)!r} is gone, though it was there: bring the file back or restore a backup "
+                f"(holdfast pod restore); to begin anew with an empty one, remove {envelope_path.name!r} beside it"
+            )
+            raise DamagedError(message, path=str(path))
+        SqliteStore(path, key, disk=disk).close()
+    if not is_kept:  # only now, so that a key in the keyring says: this file was made once
+        keyring.put(owner, key)
+    return path, key
+
+
+def pod_key_id(settings: Settings) -> str:
+    """Return which Pod key this home has; it is made if there is none."""
+    return key_id(load_or_create_pod_key(settings.home, settings.environ))
+
+
+# -- what operators do to a Pod that is there -------------------------------------------------------------------------
+
+
+def get_pod(settings: Settings) -> tuple[Path, bytes]:
+    """Return the file of the owner's Pod and its data key, as `unlock` does; but make nothing where nothing is.
+
+    Raises:
+        NotFoundError: There is no Pod yet.
+        DeniedError, DamagedError, InvalidError: As `holdfast.keys` says.
+    """
+    path = settings.pod_path(_get_identity(settings).owner_key)
+    disk = Disk()
+    if path.exists() or path.with_suffix(".lock").exists():  # a restore that has moved the file has made the lock
+        with open_identity(settings.home, disk=disk) as identity, sharing_pod(path, disk=disk):
+            if path.exists() and path.stat().st_size:  # empty: whoever was about to make it died
+                return path, read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
+    raise NotFoundError(f"there is no Pod {str(path)!r} yet: the first PodClient() makes it", path=str(path))
+
+
+def open_store(settings: Settings) -> SqliteStore:
+    """Open the owner's Pod, if it is there (see `get_pod`)."""
+    return SqliteStore(*get_pod(settings), create=False)
+
+
+def back_up_pod(settings: Settings, target: Path, *, on_progress: Progress | None = None) -> Backup:
+    """Copy the owner's Pod into a new folder, as `holdfast.sql.back_up` does.
+
+    Raises:
+        ConflictError: The folder exists; this is said before anything is copied.
+    """
+    source, key = get_pod(settings)
+    if os.path.lexists(target):
+        raise ConflictError(f"{str(target)!r} exists already: name a folder that does not", path=str(target))
+    return back_up(source, key, target.absolute(), on_progress=on_progress)
+
+
+def inspect_backup(settings: Settings, backup: Path) -> Backup:
+    """Say what a backup holds that the owner's keys open, those from before a rotation included.
+
+    Raises:
+        NotFoundError: There is no backup, or no key.
+        DeniedError: It is another owner's, or was sealed with a key that is not here.
+        DamagedError, InvalidError: As `holdfast.sql.backup.inspect` says.
+    """
+    return inspect(backup, _identity_for(backup, _get_identity(settings), settings.home))
+
+
+def restore_pod(settings: Settings, backup: Path, *, on_progress: Progress | None = None) -> Path | None:
+    """Put a backup in the place of the owner's Pod, as `holdfast.sql.restore` does; it opens with today's keys.
+
+    Returns:
+        The folder where the Pod that was there is kept now; None if there was none.
+    """
+    _get_identity(settings)
+    disk = Disk()
+    with open_identity(settings.home, disk=disk) as identity:
+        path = settings.pod_path(identity.owner_key)
+        aside = restore(backup, _identity_for(backup, identity, settings.home), path, on_progress=on_progress)
+        key = read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
+    # It may be the key of another file than before.
+    keyring = Keyring(settings.keyring_path, load_or_create_pod_key(settings.home, settings.environ))
+    keyring.put(identity.owner_key, key)
+    return aside
+
+
+def examine_pod(path: Path, key: bytes, envelope: Envelope) -> Backup:
+    """Check every page of a Pod's file, which others may use meanwhile, and say what it holds; nothing is migrated.
+
+    Raises:
+        DamagedError, DeniedError, InvalidError, UnavailableError: As opening it would.
+    """
+    with sharing_pod(path, disk=Disk()):
+        return examine(path, key, envelope, path)
+
+
+def _get_identity(settings: Settings) -> Identity:
+    try:
+        return read_identity(settings.home)
+    except NotFoundError as exc:
+        message = f"there are no keys in {str(settings.home)!r} yet: store_keys brings yours, or makes new ones"
+        raise NotFoundError(message, path=str(settings.home)) from exc
+
+
+def _identity_for(backup: Path, identity: Identity, home: Path) -> Identity:
+    """Return ``identity``, with the key kept in ``home`` that a backup from before a rotation needs."""
+    disk = Disk()
+    try:
+        needed = read_envelope(backup / ENVELOPE, disk=disk).key_id
+        kept = Identity.from_json(disk.read(home / f"keys.{needed}.json"), what=f"the kept key {needed!r}")
+    except NotFoundError:
+        return identity
+    if kept.owner_key != identity.owner_key or identity.previous_database_key is not None:
+        return identity
+    return replace(identity, previous_database_key=kept.database_key)
