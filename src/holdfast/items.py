@@ -887,17 +887,25 @@ class Plugin(Item):
 
 
 class PersistentState(Item):
-    """What outlives the runs of one plugin for one purpose: a plugin state, found by plugin and `name`."""
+    """What outlives the runs of one plugin for one purpose: a plugin state, found by plugin and `name`.
+
+    ``ownTypes`` is kept by the Pod: the item types that its runs have brought, as a JSON list.
+    """
 
     pluginId: str | None = Field(index=True)
     lastState: str | None = None
     account: list[Account] = []
     view: list[CVUStoredDefinition] = []
     name: str | None = None
+    ownTypes: str | None = None
 
 
 class PluginRun(Item):
-    """One attempt to carry a plugin to its end on one plugin state."""
+    """One attempt to carry a plugin to its end on one plugin state.
+
+    ``reads`` and ``writes`` are what its owner grants it, in a Pod that it reaches with a token: each a JSON list of
+    item types.
+    """
 
     containerImage: str | None = None
     pluginModule: str | None = Field(index=True)
@@ -915,6 +923,8 @@ class PluginRun(Item):
     pluginState: list[PersistentState] = []
     account: list[Account] = []
     view: list[CVUStoredDefinition] = []
+    reads: str | None = None
+    writes: str | None = None
 
 
 BUILT_IN: Final[tuple[type[Item], ...]] = (

@@ -98,9 +98,7 @@ def wrap(key: bytes, under: bytes, *, purpose: str, owner: str) -> bytes:
         InvalidError: A key is not 32 bytes long.
     """
     _require_length(key, "the key to wrap")
-    salt = secrets.token_bytes(16)
-    cipher, nonce, bound = _cipher(under, salt, purpose, owner)
-    return salt + cipher.encrypt(nonce, key, bound)
+    return encrypt(key, under, purpose=purpose, owner=owner)
 
 
 def unwrap(wrapped: bytes, under: bytes, *, purpose: str, owner: str) -> bytes:
@@ -113,12 +111,8 @@ def unwrap(wrapped: bytes, under: bytes, *, purpose: str, owner: str) -> bytes:
     """
     if len(wrapped) != WRAPPED_BYTES:
         raise _damaged(f"the wrapped key of owner {owner!r}", f"it has {len(wrapped)} bytes, not {WRAPPED_BYTES}")
-    cipher, nonce, bound = _cipher(under, wrapped[:16], purpose, owner)
-    from cryptography.exceptions import InvalidTag  # lazy for the reason in _cipher
-
-    try:
-        return cipher.decrypt(nonce, wrapped[16:], bound)
-    except InvalidTag as exc:
+    key = decrypt(wrapped, under, purpose=purpose, owner=owner)
+    if key is None:
         presented = key_id(under)
         raise DeniedError(
             f"the wrapped key of owner {owner!r} does not open for {purpose!r} with key {presented!r}: "
@@ -126,7 +120,26 @@ def unwrap(wrapped: bytes, under: bytes, *, purpose: str, owner: str) -> bytes:
             owner=owner,
             purpose=purpose,
             presented=presented,
-        ) from exc
+        )
+    return key
+
+
+def encrypt(data: bytes, under: bytes, *, purpose: str, owner: str) -> bytes:
+    """Return ``data`` encrypted and authenticated under a key, 32 bytes longer, as `wrap` does it."""
+    salt = secrets.token_bytes(16)
+    cipher, nonce, bound = _cipher(under, salt, purpose, owner)
+    return salt + cipher.encrypt(nonce, data, bound)
+
+
+def decrypt(sealed: bytes, under: bytes, *, purpose: str, owner: str) -> bytes | None:
+    """Return what `encrypt` was given; None if another key, purpose or owner sealed it, or if it was altered."""
+    cipher, nonce, bound = _cipher(under, sealed[:16], purpose, owner)
+    from cryptography.exceptions import InvalidTag  # lazy for the reason in _cipher
+
+    try:
+        return cipher.decrypt(nonce, sealed[16:], bound)
+    except InvalidTag:
+        return None
 
 
 def _cipher(under: bytes, salt: bytes, purpose: str, owner: str) -> tuple[ChaCha20Poly1305, bytes, bytes]:

@@ -22,6 +22,7 @@ from holdfast.context import Context, PodClient, Settings, carry_out
 from holdfast.errors import ConflictError, InvalidError, NotFoundError, PluginError, UnavailableError
 from holdfast.plugins.current import NoCycleError, current
 from holdfast.plugins.loader import PluginLoader
+from holdfast.plugins.named import find_named
 from holdfast.snapshots.saving import StateStore
 from holdfast.state import State
 
@@ -286,10 +287,11 @@ def test_a_run_takes_configuration_state_and_progress(app: Context) -> None:
 
 
 def test_a_run_has_the_code_that_serves_now(app: Context) -> None:
-    """After a reload the new one; while the new one does not load, the old one."""
+    """After a reload the new one; until the next cycle does that, or if the new one does not load, the old one."""
     write(app, counts=COUNTS)
     app.run("counts")
     write(app, counts=COUNTS.replace("self.by = by", "self.by = 100"))
+    app.plugins.detect(reset_all=True)
     app.run("counts")
     assert count(app.client, "counts:Counts") == 2
     assert app.plugins.load("counts", force=True)
@@ -387,6 +389,18 @@ def test_what_cannot_be_run_is_refused_by_name(name: str, kind: type[Exception],
         assert said in str(caught.value)
 
 
+def test_a_plugin_that_was_deactivated_in_a_cycle_is_not_run(app: Context) -> None:
+    """Until it is loaded again."""
+    write(app, tires=COUNTS + SETS_UP + "    if current.settings.ups == 2: raise ValueError('tired')\n")
+    with app:
+        app.run("tires")
+        app.plugins.setup_all()
+        with pytest.raises(PluginError, match="plugin 'tires' failed: ValueError: tired"):
+            app.run("tires")
+        assert app.plugins.load("tires", force=True)
+        assert app.run("tires").status == "done"
+
+
 def test_a_plugin_that_was_installed_later_is_found(app: Context) -> None:
     """Without a detect() in between."""
     write(app, one=COUNTS)
@@ -412,6 +426,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         f"by-class = {DISTRIBUTION}:Others\n"
         f"by-module = {DISTRIBUTION}_alone\n"
         f"of-several = {DISTRIBUTION}\n"
+        f"{DISTRIBUTION}_alone = {DISTRIBUTION}:Others\n"
     )
     monkeypatch.syspath_prepend(str(folder))
     yield folder
@@ -426,12 +441,24 @@ def test_an_entry_point_names_a_class_or_a_module_with_one(app: Context, install
     assert count(app.client, f"{DISTRIBUTION}:Others") == 2
     assert app.run("by-module").status == "done"
     assert count(app.client, f"{DISTRIBUTION}_alone:Counts") == 1
+    app.run(f"{DISTRIBUTION}_alone:Counts")  # a module and a class, whatever an entry point is called
+    assert count(app.client, f"{DISTRIBUTION}_alone:Counts") == 2
     with pytest.raises(InvalidError, match=f"name one: '{DISTRIBUTION}:Counts' or '{DISTRIBUTION}:Others'"):
         app.run("of-several")
     assert app.plugins.registry["by-class"] == ("unknown", True)
     assert app.plugins.load("by-class", force=True)
     app.run("by-class")
     assert count(app.client, f"{DISTRIBUTION}:Others") == 3
+
+
+def test_a_folder_without_code_and_a_private_module_are_no_plugins_by_name(app: Context) -> None:
+    """For a command as for an application."""
+    write(app, _private=COUNTS)
+    (app.settings.plugins_dir / "data").mkdir()
+    for name in ("data", "data:Counts", "_private"):
+        assert find_named(name, app.settings.plugins_dir) is None
+        with pytest.raises((InvalidError, NotFoundError)):
+            app.run(name)
 
 
 def test_a_run_is_found_again_by_its_id_wherever_it_was_begun(app: Context) -> None:

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.disk import Disk
 from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError
-from holdfast.snapshots import packs
+from holdfast.snapshots import capture, packs
 from holdfast.snapshots.manifest import read_manifest
 from holdfast.snapshots.reading import is_being_read, reading, verify
 from holdfast.snapshots.removal import is_valid
 from holdfast.snapshots.saving import PersistentStateMixin, StateStore, load_pickle, save_pickle
+from holdfast.snapshots.tree import encode
 
 CHUNK = 65_536
 
@@ -715,3 +717,94 @@ def test_a_pack_is_written_in_runs_of_what_changed(tmp_path: Path) -> None:
     expected = b"".join(memory[chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in (1, 2, 5, 7))
     assert (tmp_path / "pack").read_bytes()[: 4 * CHUNK] == expected
     assert (tmp_path / "pack").stat().st_size == 4 * CHUNK + 4096
+
+
+def test_what_is_there_is_written_while_the_rest_is_copied(tmp_path: Path) -> None:
+    """By a worker, and no further than that: what comes later is written as it will be."""
+    pack, half = tmp_path / "pack", 200
+    staging = capture.Staging()
+    tree = encode({"a": np.full(2 * half * CHUNK, 1, "u1")}, name="a")
+    staging.capture({"a": tree})
+    work = packs.Work(
+        chunks=list(range(2 * half)), known=[], blocks=[(0, 8 * CHUNK), (390 * CHUNK, 8 * CHUNK)], key=bytes(16)
+    )
+
+    def copied() -> Iterator[int]:
+        staging.memory[: half * CHUNK] = bytes([1]) * half * CHUNK
+        yield half * CHUNK
+        while pack.stat().st_size < 128 * CHUNK:
+            pass
+        staging.memory[half * CHUNK :] = bytes([2]) * (len(staging.memory) - half * CHUNK)
+
+    worker = packs.Worker()
+    with Disk().open_blocks(pack, create=True) as blocks:
+        done = worker.write_pack(staging, work, blocks, int, copied())
+    worker.close()
+    assert pack.read_bytes()[: 2 * half * CHUNK] == bytes([1]) * half * CHUNK + bytes([2]) * half * CHUNK
+    digests = [blake3(bytes([content]) * CHUNK).digest() for content in (1, 2)]
+    assert done.digests == [digests[0]] * half + [digests[1]] * half
+    tagger = capture.Tagger(bytes(16))
+    assert done.tags == [tagger.tag(memoryview(bytes([content]) * 8 * CHUNK)) for content in (1, 2)]
+
+
+def test_a_large_leaf_is_copied_in_pieces_and_the_last_is_never_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as much as all before it."""
+    staging = capture.Staging()
+    data = os.urandom(2 * CHUNK)
+    staging.capture({"a": encode([data * 6, data * 10], name="a")})
+    monkeypatch.setattr(capture, "_FIRST_BYTES", 4 * CHUNK)
+    told = [(end, bytes(staging.memory[:end])) for end in staging.copy_left()]
+    assert told == [(size * CHUNK, (data * 16)[: size * CHUNK]) for size in (4, 8, 16)]
+    assert staging.memory[: 32 * CHUNK] == data * 16
+
+
+def test_a_worker_that_was_left_in_the_middle_has_ended(tmp_path: Path) -> None:
+    """By Ctrl-C, say: it would answer the next question with this one's answer."""
+    staging, worker = capture.Staging(), packs.Worker()
+    staging.capture({"a": encode(bytes(400 * CHUNK), name="a")})
+    work = packs.Work(chunks=list(range(400)), known=[], blocks=[], key=bytes(16))
+
+    def interrupt(size: int) -> None:
+        raise KeyboardInterrupt
+
+    with Disk().open_blocks(tmp_path / "pack", create=True) as blocks, pytest.raises(KeyboardInterrupt):
+        worker.write_pack(staging, work, blocks, interrupt, staging.copy_left())
+    assert not worker.close.alive
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.pid, 0)
+
+
+def test_the_barrier_is_held_until_all_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is written meanwhile; and left if that fails."""
+    monkeypatch.setattr("holdfast.snapshots.saving.WORKER_BYTES", 1)
+    monkeypatch.setattr(capture, "_FIRST_BYTES", CHUNK)
+    seen: list[tuple[bool, bool]] = []
+    lock = threading.Lock()
+
+    class Looking(Disk):
+        fails = False
+
+        def open_blocks(self, path: Any, **options: Any) -> Any:
+            seen.append((lock.locked(), not store._staging.left))  # pyright: ignore[reportPrivateUsage]
+            if self.fails:
+                raise UnavailableError("as if")
+            return super().open_blocks(path, **options)
+
+        def _rename_new(self, source: Path, target: Path) -> None:
+            seen.append((lock.locked(), not store._staging.left))  # pyright: ignore[reportPrivateUsage]
+            super()._rename_new(source, target)
+
+    tree = Held({"a": np.ones(128 * CHUNK, "u1")})
+    disk = Looking()
+    with StateStore(tmp_path, barrier=lock, disk=disk) as store:
+        store.register("tree", tree)
+        store.save_state()
+        tree.tree["a"][:] = 2
+        disk.fails = True
+        with pytest.raises(UnavailableError, match="as if"):
+            store.save_state()
+        assert not lock.locked()
+        disk.fails = False
+        store.load_state(store.save_state())
+        assert np.unique(tree.tree["a"]).tolist() == [2]
+    assert seen[:3] == [(True, False), (False, True), (True, False)]

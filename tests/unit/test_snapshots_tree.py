@@ -68,6 +68,24 @@ def test_a_tree_comes_back_equal_and_of_the_same_types(tree: object) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        [("a", "<i4"), ("b", ">f8", (2, 3)), ("s", "S5")],
+        [("inner", [("x", "f4"), ("y", "M8[ns]")]), ("é", "i1")],
+        np.dtype([("a", "i1"), ("padded", "f8")], align=True),
+    ],
+    ids=["flat", "nested", "padded"],
+)
+def test_arrays_with_named_fields_come_back(fields: Any) -> None:
+    """And one element of one."""
+    found = np.zeros((10, 10), fields)
+    found.view("u1").reshape(100, -1)[:, 0] = np.arange(100)  # the first byte of the first field
+    assert same([found, found.T], back([found, found.T]))
+    one = back(found[1, 2])
+    assert (type(one), one.dtype, one) == (np.void, found.dtype, found[1, 2])  # what lies between fields is nobody's
+
+
+@pytest.mark.parametrize(
     "value",
     [
         10**5000,
@@ -125,11 +143,14 @@ def contains_itself() -> object:
         ({"a": {1: 2}}, r"state\['a'\] has the key 1; text is expected"),
         ({"a": np.array([Strange()])}, r"state\['a'\] is a ndarray of object"),
         (np.ma.masked_array([1], [True]), "state is a MaskedArray"),
-        (np.zeros(3, "i4,f8"), "state is a ndarray of .*; an array of plain numbers is expected"),
+        (np.zeros(3, [("a", "i4"), ("b", "O")]), "state is a ndarray of .*; an array of plain numbers is expected"),
+        (np.zeros(3, np.dtype((np.record, [("a", "i4")]))), "state is a ndarray of .*record"),
+        (np.zeros(3, {"names": ["a", "b"], "formats": ["i4", "i4"], "offsets": [0, 2]}), "state is a ndarray of"),
+        (np.zeros(3, [(("title", "a"), "i4")]), "state is a ndarray of"),
         ({"a": {1, 2}}, r"state\['a'\] is \{1, 2\}, a set"),
         (contains_itself(), "is more than 200 levels deep, or contains itself"),
     ],
-    ids=["object", "key", "objects", "masked", "structured", "set", "cycle"],
+    ids=["object", "key", "objects", "masked", "fields of objects", "records", "overlapping", "titles", "set", "cycle"],
 )
 def test_what_is_no_part_of_a_tree_is_refused_and_its_place_named(tree: object, message: str) -> None:
     """So that nothing is saved that would come back as something else, or run code."""
@@ -183,6 +204,8 @@ def test_large_leaves_begin_a_chunk_and_small_ones_share_them() -> None:
         b'{"$memoryview": {"at": 0, "size": 8, "code": "d", "shape": [2]}}',
         b'{"$array": {"at": 0, "size": 8, "code": "?"}}',
         b'{"$ndarray": {"at": 0, "size": 8, "dtype": "O", "shape": [1]}}',
+        b'{"$ndarray": {"at": 0, "size": 8, "dtype": [["a", "O"]], "shape": [1]}}',
+        b'{"$ndarray": {"at": 0, "size": 8, "dtype": [["a"]], "shape": [1]}}',
         b'{"$ndarray": {"at": 0, "size": 8, "dtype": "f8", "shape": [2]}}',
         b'{"$ndarray": {"at": 0, "size": 8, "dtype": "f8", "shape": [-1]}}',
         b'{"$ndarray": {"at": 0, "size": 8, "dtype": "f8", "shape": [4611686018427387904, 4]}}',

@@ -531,21 +531,25 @@ def test_what_an_asgi_application_raises_goes_through_unchanged(write: Write, co
     assert told == ["cancelled in a cycle: True", "cleared up"]
 
 
-def test_what_setup_leaves_in_context_variables_the_application_sees(write: Write, context: Context) -> None:
-    """As if setup() had been called in its task; and what the application sets, those around it see."""
-    write(speaks=SPEAKS)
-    context.deployment_settings.language = language = ContextVar("language", default="en")
-    seen = ContextVar("seen", default="")
+def test_setup_and_the_application_share_context_variables_as_if_in_one_task(write: Write, context: Context) -> None:
+    """setup() sees those of the task, the application what setup() sets, and those around it what that sets."""
+    write(
+        speaks="from holdfast import current\ndef setup():\n    current.settings.set(current.settings.get().upper())\n"
+    )
+    language = ContextVar("language", default="en")
+    context.deployment_settings = SimpleNamespace(get=language.get, set=language.set)
+    heard = ContextVar("heard", default="")
 
     async def app(*_: Any) -> None:
-        seen.set(language.get())
+        heard.set(language.get())
 
     async def serve() -> tuple[str, str]:
-        seen.set("nothing")
+        language.set("fr")
+        heard.set("nothing")
         await request(ASGIMiddleware(app, context))
-        return seen.get(), language.get()
+        return heard.get(), language.get()
 
-    assert asyncio.run(serve()) == ("fr", "en")
+    assert asyncio.run(serve()) == ("FR", "fr")
 
 
 def test_the_threads_end_with_the_middleware(write: Write, context: Context) -> None:
@@ -588,6 +592,9 @@ asyncio.run(serve())
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "hangs\n"
-        process.communicate("\n", timeout=60)
+        try:
+            process.communicate("\n", timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert (home / "plugins" / ".suspects").read_text() == ">hangs\n"

@@ -80,6 +80,8 @@ class Hold:
         state: The id of the plugin state.
         run: The id of the run.
         locks: A folder on this machine for lock files; it is made if there is none.
+        holder: Who has claimed the plugin state for this run already, as its token says; None: nobody. It is for one
+            process: two that claim with one holder are one to the Pod.
         on_lost: Called from a thread of the hold's own when the run must stop: with "cancelled" at most once, and
             with "fenced" or "unreachable" once at most, after which there is no more.
         timing: How long what lasts.
@@ -95,6 +97,7 @@ class Hold:
         run: str,
         locks: Path,
         on_lost: Callable[[str], None],
+        holder: str | None = None,
         timing: Timing | None = None,
         disk: Disk | None = None,
         patience: Patience | None = None,
@@ -104,6 +107,7 @@ class Hold:
         self._run = run
         self._locks = locks
         self._on_lost = on_lost
+        self._holder = holder
         self._timing = timing or Timing()
         self._disk = disk or Disk()
         self._patience = patience or RealPatience()
@@ -150,6 +154,9 @@ class Hold:
         _log.info("lease.claimed", extra={"run": self._run, "state": self._state, "epoch": lease.epoch})
 
     def _claim_from(self, place: str, store: Store) -> ClaimLease:
+        duration_ms = round(self._timing.lease_s * 1000)
+        if self._holder is not None:
+            return ClaimLease(self._state, self._run, self._holder, duration_ms)
         there, dead, here = store.find_lease(self._state), "", _UNLOCKED
         is_from_here = there is not None and there.holder.startswith(f"{place}-")
         if self._lock is not None:
@@ -160,7 +167,7 @@ class Hold:
             error, pid = there.held_by_other(now_ms), there.holder.split("-")[1]
             raise ConflictError(f"{error.message} (process {pid} on this machine)", **error.facts, pid=int(pid))
         holder = f"{here}-{secrets.token_hex(12)}"
-        return ClaimLease(self._state, self._run, holder, round(self._timing.lease_s * 1000), dead)
+        return ClaimLease(self._state, self._run, holder, duration_ms, dead)
 
     def finish(self, store: Store, status: Status, error: str | None = None, *, progress: float | None = None) -> None:
         """Move the run to its end, with how far it came if that is known, and give the plugin state back, as one event.

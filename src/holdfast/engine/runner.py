@@ -51,6 +51,7 @@ class Runner:
         open_store: Opens the Pod; called once for the plugin and once for the renewals.
         locks: A folder on this machine for lock files.
         snapshots: A folder for snapshots, where each plugin state has one of its own; None: no plugin can have any.
+        holder: As `Hold` says.
         owns_process: The process is there for this run alone: signals release it, a plugin that does not come to a
             safe point is interrupted, and one that does not even then ends with the process. Else it is only asked.
         on_progress: Told how many steps of how many (None: unknown) are done.
@@ -64,6 +65,7 @@ class Runner:
         *,
         locks: Path,
         snapshots: Path | None = None,
+        holder: str | None = None,
         owns_process: bool = False,
         on_progress: Callable[[int, int | None], None] | None = None,
         timing: Timing | None = None,
@@ -72,6 +74,7 @@ class Runner:
         self._open_store = open_store
         self._locks = locks
         self._snapshots = snapshots
+        self._holder = holder
         self._owns_process = owns_process
         self._on_progress = on_progress
         self._timing = timing or Timing()
@@ -114,6 +117,7 @@ class Runner:
             run=run.id,
             locks=self._locks,
             on_lost=self._on_lost,
+            holder=self._holder,
             timing=self._timing,
             disk=self._disk,
         )

@@ -6,7 +6,8 @@ stays in memory, as do the tags, so two contents share a tag with a probability 
 
 Where the system has memory with a descriptor (Linux), another process can read staging: see `holdfast.snapshots.packs`.
 Copying holds the interpreter lock. That is the point: nobody changes state meanwhile who is not native code, and nobody
-takes the processor in the middle.
+takes the processor in the middle. For whoever waits until all is written anyway, large leaves can be copied in pieces,
+and what is there written meanwhile.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -27,6 +29,7 @@ from holdfast.snapshots.tree import Encoded
 BLOCK_BYTES: Final = 16 * CHUNK_BYTES
 """What is compared, and copied, at once."""
 
+_FIRST_BYTES: Final = 8 * 2**20
 _NONCE: Final = bytes(12)
 _TRIED_BLOCKS: Final = 4
 
@@ -77,7 +80,8 @@ class Tagger:
 class Staging:
     """Memory for what was captured; belongs to the process that made it.
 
-    ``spans`` has what was captured last of each object. Whoever changes it, or stores it, excludes others.
+    ``spans`` has what was captured last of each object. Whoever changes it, or stores it, excludes others. ``left`` is
+    what `copy_left` has still to copy: first bytes in staging, and leaves.
     """
 
     def __init__(self) -> None:
@@ -86,6 +90,7 @@ class Staging:
             weakref.finalize(self, os.close, self.fd)
         self.memory = memoryview(b"")
         self.spans: dict[str, Span] = {}
+        self.left: list[tuple[int, memoryview]] = []
         self.tagger = Tagger()
 
     def believe(self, stored: Mapping[str, Sequence[Place]]) -> None:
@@ -110,11 +115,13 @@ class Staging:
             first += count
 
     def capture(self, trees: Mapping[str, Encoded]) -> None:
-        """Copy the leaves of all trees; they may change once this returns.
+        """Copy of the leaves of all trees what changed; of those that changed everywhere, `copy_left` does.
 
-        If this is left by an exception, what was copied counts as changed when it is captured next.
+        If either is left by an exception, what was copied, or should have been, counts as changed when it is captured
+        next.
         """
         self.make_room(trees)
+        self.left = []
         for name, tree in trees.items():
             span = self.spans[name]
             layout = tuple((at, len(data)) for at, data in tree.leaves)
@@ -122,9 +129,31 @@ class Staging:
                 self._lay_out(span, layout)
             for at, data in tree.leaves:
                 if at in span.dense and self._is_still_dense(span, at, data):
-                    self._copy(span, at, data)
+                    self._leave(span, at, data)
                 else:
                     self._copy_changed(span, at, data)
+
+    @property
+    def left_bytes(self) -> int:
+        """How much `copy_left` has still to copy."""
+        return sum(len(data) for _, data in self.left)
+
+    def copy_left(self) -> Iterator[int]:
+        """Copy the rest, and yield now and then up to which byte staging is complete; never all of it.
+
+        Once this is exhausted it is, and the leaves may change.
+        """
+        copied, told, total = 0, _FIRST_BYTES, self.left_bytes
+        for start, data in sorted(self.left, key=itemgetter(0)):
+            at = 0
+            while at < len(data):
+                size = min(len(data) - at, told - copied)
+                self.memory[start + at : start + at + size] = data[at : at + size]
+                at, copied = at + size, copied + size
+                if copied == told < total:
+                    yield start + at
+                    told *= 2  # copying is faster than what comes after it: telling so more often would not help
+        self.left = []
 
     def settle(self, stored: Mapping[str, list[Place]]) -> None:
         """Note where all that was captured is stored now."""
@@ -160,14 +189,15 @@ class Staging:
             end = at + length
         span.layout = layout
 
-    def _copy(self, span: Span, at: int, data: memoryview) -> None:
+    def _leave(self, span: Span, at: int, data: memoryview) -> None:
+        """Let a leaf, or the end of one, be copied by `copy_left`."""
         start = span.first * CHUNK_BYTES + at
         self._touch(span, at, len(data))
         if len(data) >= CHUNK_BYTES:
             for offset in range(0, len(data), BLOCK_BYTES):
                 span.tags.pop(start + offset, None)
                 span.untagged[start + offset] = min(BLOCK_BYTES, len(data) - offset)
-        self.memory[start : start + len(data)] = data
+        self.left.append((start, data))
 
     def _is_still_dense(self, span: Span, at: int, data: memoryview) -> bool:
         """Say whether a leaf that changed everywhere seems to have done so again: by a block in its middle."""
@@ -178,7 +208,7 @@ class Staging:
     def _copy_changed(self, span: Span, at: int, data: memoryview) -> None:
         """Copy the blocks of one leaf that changed, and all from where most did."""
         if span.first * CHUNK_BYTES + at not in span.tags:  # it is new, or small
-            self._copy(span, at, data)
+            self._leave(span, at, data)
             return
         changed = 0
         start = span.first * CHUNK_BYTES + at
@@ -192,7 +222,7 @@ class Staging:
                 self.memory[start + offset : start + offset + len(block)] = block
                 span.tags[start + offset] = tag
                 if number >= _TRIED_BLOCKS and 2 * changed > number:
-                    self._copy(span, at + offset + len(block), data[offset + len(block) :])
+                    self._leave(span, at + offset + len(block), data[offset + len(block) :])
                     return
 
     @staticmethod

@@ -20,7 +20,7 @@ import sys
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -78,13 +78,34 @@ class Done(NamedTuple):
     digest: str
 
 
-def write_pack(memory: memoryview, work: Work, blocks: Blocks, advance: Callable[[int], object]) -> Done:
-    """Do the work; ``advance`` is called with how many bytes are through. The file is not flushed."""
+def write_pack(
+    memory: memoryview,
+    work: Work,
+    blocks: Blocks,
+    advance: Callable[[int], object],
+    await_copied: Callable[[int], object] = int,
+) -> Done:
+    """Do the work; the file is not flushed.
+
+    Args:
+        memory: Staging.
+        work: What is to be done with it.
+        blocks: The file.
+        advance: Called with how many bytes are through.
+        await_copied: Called with up to which byte staging has to be complete; returns when it is.
+    """
     known, digests, slots, batch = Counter(work.known), list[bytes](), list[int](), list[int]()
     tagger, tags = Tagger(work.key), list[bytes]()
     count = 0
+
+    def tag(blocks: Sequence[tuple[int, int]]) -> None:
+        for start, length in blocks:
+            await_copied(start + length)
+            tags.append(tagger.tag(memory[start : start + length]))
+
     with _Writer(memory, blocks, advance) as writer:
         for number, chunk in enumerate(work.chunks):
+            await_copied((chunk + 1) * CHUNK_BYTES)
             digest = blake3(memory[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]).digest()
             digests.append(digest)
             if known.get(digest, 0):
@@ -99,9 +120,9 @@ def write_pack(memory: memoryview, work: Work, blocks: Blocks, advance: Callable
                 batch = []
                 # As many as fit to what is hashed: the disk is the slowest of the three, and has not to wait for it.
                 end = len(work.blocks) * number // len(work.chunks)
-                tags += [tagger.tag(memory[start : start + length]) for start, length in work.blocks[len(tags) : end]]
+                tag(work.blocks[len(tags) : end])
         writer.put(batch, is_last=True)
-        tags += [tagger.tag(memory[start : start + length]) for start, length in work.blocks[len(tags) :]]
+        tag(work.blocks[len(tags) :])
     table = b"".join(digest for digest, slot in zip(digests, slots, strict=True) if slot >= 0)
     pack = Pack("", count, blake3(table).hexdigest())
     if count:
@@ -194,26 +215,35 @@ class Worker:
         """Say whether a worker could read this staging, and this Python be started again."""
         return staging.fd >= 0 and bool(sys.executable) and not getattr(sys, "frozen", False)
 
-    def write_pack(self, staging: Staging, work: Work, blocks: Blocks, advance: Callable[[int], object]) -> Done:
-        """Let it do what the function of this name does.
+    def write_pack(
+        self, staging: Staging, work: Work, blocks: Blocks, advance: Callable[[int], object], copied: Iterator[int]
+    ) -> Done:
+        """Let it do what the function of this name does; ``copied`` is what `Staging.copy_left` returns.
+
+        If this is left by an exception that the worker did not send, it has ended: it might still be at work.
 
         Raises:
             UnavailableError: It died.
         """
+        what: str = ""
+        value: Any = None
         try:
             _send(self._socket, (len(staging.memory), *work), [staging.fd, blocks.fd])
-            while True:
+            for end in copied:
+                _send(self._socket, end)
+            _send(self._socket, len(staging.memory))
+            while what not in {"done", "error"}:
                 (what, value), _ = _receive(self._socket)
-                if what == "done":
-                    return Done(*value)
-                if what == "error":
-                    raise pickle.loads(value)  # noqa: S301 – of our own process
-                advance(value)
+                if what == "through":
+                    advance(value)
         except (OSError, EOFError) as exc:
-            if isinstance(exc, HoldfastError):
-                raise
-            self.close()
             raise UnavailableError(f"the process that writes snapshots, {self.pid}, died; save again") from exc
+        finally:
+            if what not in {"done", "error"}:
+                self.close()
+        if what == "error":
+            raise pickle.loads(value)  # noqa: S301 – of our own process
+        return Done(*value)
 
 
 def _stop(process: subprocess.Popen[bytes], connection: socket.socket, owner: int) -> None:
@@ -237,25 +267,35 @@ def serve(number: int, owner: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A child that it forked has the other end too, and may have it for long.
     threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
-    memory, inode = memoryview(b""), (0, 0)
-    with socket.socket(fileno=number) as connection:
-        while True:
-            try:
-                (size, *work), (staging, pack) = _receive(connection)
-            except (EOFError, ConnectionError):
-                return
-            if inode != (os.fstat(staging).st_ino, size):
-                memory = memoryview(mmap.mmap(staging, size, prot=mmap.PROT_READ))
-                inode = (os.fstat(staging).st_ino, size)
-            os.close(staging)
-            try:
-                with Disk().open_blocks(Path("pack"), fd=pack) as blocks:
-                    done = write_pack(memory, Work(*work), blocks, lambda size: _send(connection, ("through", size)))
-                _send(connection, ("done", tuple(done)))
-            except HoldfastError as exc:  # first: some of ours are a ConnectionError as well
-                _send(connection, ("error", pickle.dumps(exc)))
-            except ConnectionError:
-                return
+    with socket.socket(fileno=number) as connection, suppress(EOFError, ConnectionError):
+        _serve(connection)
+
+
+def _serve(connection: socket.socket) -> None:
+    memory, inode, copied = memoryview(b""), (0, 0), 0
+
+    def await_copied(end: int) -> None:
+        nonlocal copied
+        while copied < end:
+            copied, _ = _receive(connection)
+
+    while True:
+        (size, *work), (staging, pack) = _receive(connection)
+        copied = 0
+        if inode != (os.fstat(staging).st_ino, size):
+            memory = memoryview(mmap.mmap(staging, size, prot=mmap.PROT_READ))
+            inode = (os.fstat(staging).st_ino, size)
+        os.close(staging)
+        try:
+            with Disk().open_blocks(Path("pack"), fd=pack) as blocks:
+                done = write_pack(
+                    memory, Work(*work), blocks, lambda size: _send(connection, ("through", size)), await_copied
+                )
+            answer = ("done", tuple(done))
+        except HoldfastError as exc:
+            answer = ("error", pickle.dumps(exc))
+        await_copied(size)
+        _send(connection, answer)
 
 
 def _send(connection: socket.socket, message: Any, fds: Sequence[int] = ()) -> None:

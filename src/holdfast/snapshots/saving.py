@@ -14,9 +14,11 @@ import pickle
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -300,17 +302,21 @@ class StateStore:
 
     def _save(self, metrics: Mapping[str, float], attached: Mapping[str, Any], *, is_async: bool) -> Save:
         began_at = time.perf_counter()
-        with self._in_turn(), ExitStack() as stack:
+        with self._in_turn(), ExitStack() as stack, ExitStack() as barrier:
             disk = self._disk
             disk.put_folder(self.states_dir)
             if not self._is_swept:
                 disk.sweep(self.states_dir)
                 self._is_swept = True
             folder = stack.enter_context(disk.temporary_folder(self.states_dir))
-            with self._barrier:
-                created_at_ns = max(self._clock(), self._created_at_ns + 1)
-                target = self._target(created_at_ns)
-                objects = self._capture(folder)
+            barrier.enter_context(self._barrier)
+            created_at_ns = max(self._clock(), self._created_at_ns + 1)
+            target = self._target(created_at_ns)
+            objects = self._capture(folder)
+            copied = self._copy_left(barrier)
+            # Whoever waits anyway has what is copied written meanwhile. What an object wrote itself is of this moment.
+            if is_async or self._staging.left_bytes < WORKER_BYTES or any(each.entries for each in objects.values()):
+                deque(copied, 0)
             self._created_at_ns = created_at_ns
             job = Job(
                 folder=folder,
@@ -326,7 +332,7 @@ class StateStore:
                 disk=disk,
                 staging=self._staging,
                 base=self._base,
-                write_pack=self._write_pack,
+                write_pack=partial(self._write_pack, copied),
                 advance=save.advance,
             )
             leaving = stack.pop_all()
@@ -381,13 +387,18 @@ class StateStore:
     def _encode(self, name: str) -> Encoded:
         return encode(self._objects[name].get_state(), name=name)
 
-    def _write_pack(self, work: Work, path: Path, advance: Callable[[int], object]) -> Done:
+    def _copy_left(self, barrier: ExitStack) -> Iterator[int]:
+        yield from self._staging.copy_left()
+        barrier.close()
+
+    def _write_pack(self, copied: Iterator[int], work: Work, path: Path, advance: Callable[[int], object]) -> Done:
         with self._disk.open_blocks(path, create=True) as blocks:
             worker = self._find_worker() if len(work.chunks) * CHUNK_BYTES >= WORKER_BYTES else None
             if worker is None:
+                deque(copied, 0)
                 done = write_pack(self._staging.memory, work, blocks, advance)
             else:
-                done = worker.write_pack(self._staging, work, blocks, advance)
+                done = worker.write_pack(self._staging, work, blocks, advance, copied)
             blocks.flush()
             return done
 

@@ -117,10 +117,10 @@ class _Encoder:
 
     def numpy_array(self, numpy: Any, value: Any, path: tuple[object, ...]) -> dict[str, Any]:
         dtype = value.dtype
-        is_plain = not dtype.hasobject and numpy.dtype(dtype.str) == dtype
-        if not is_plain or (isinstance(value, numpy.ndarray) and type(value) not in {numpy.ndarray, numpy.memmap}):
+        written = _describe(dtype)
+        if written is None or (isinstance(value, numpy.ndarray) and type(value) not in {numpy.ndarray, numpy.memmap}):
             raise self.refusal(path, f"is a {type(value).__name__} of {dtype}; an array of plain numbers is expected")
-        described: dict[str, Any] = {"dtype": dtype.str, "shape": value.shape}
+        described: dict[str, Any] = {"dtype": written, "shape": value.shape}
         if not isinstance(value, numpy.ndarray):
             described["scalar"] = True
             value = numpy.asarray(value)
@@ -242,13 +242,28 @@ def _memoryview(described: Any, chunks: memoryview) -> Any:
     return data.cast(described["code"], shape) if math.prod(shape) else data.cast(described["code"])
 
 
+def _describe(dtype: Any) -> Any:
+    """Return the JSON that `_dtype` makes this type of NumPy's of; None if it is another one, or has objects in it."""
+    numpy = sys.modules["numpy"]
+    try:
+        written = dtype.str if dtype.names is None else json.loads(json.dumps(dtype.descr))
+        is_same = not dtype.hasobject and dtype.type is not numpy.record and _dtype(numpy, written) == dtype
+    except (ValueError, TypeError):  # it has fields that overlap, or that have two names
+        return None
+    return written if is_same else None
+
+
+def _dtype(numpy: Any, written: Any) -> Any:
+    return numpy.lib.format.descr_to_dtype(written) if isinstance(written, list) else numpy.dtype(written)
+
+
 def _ndarray(described: Any, chunks: memoryview) -> Any:
     try:
         import numpy as np  # only now: whoever has no arrays of NumPy's needs no NumPy
     except ImportError as exc:
         raise UnavailableError("this state has arrays of NumPy's, and there is no NumPy: install it") from exc
     shape, data = tuple(described["shape"]), _leaf(described, chunks)
-    dtype = np.dtype(described["dtype"])
+    dtype = _dtype(np, described["dtype"])
     if dtype.hasobject or any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes are no array of the shape {shown(shape)} of {dtype}")
     order = "F" if described.get("order") == "F" else "C"

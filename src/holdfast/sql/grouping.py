@@ -59,7 +59,7 @@ class GroupedStore(Store):
     """A `SqliteStore` whose writes of several threads are committed in groups; all else it does itself.
 
     Args:
-        store: Written to by nobody else in this process but through this; closed with it.
+        store: Where everything is; closed with this one.
     """
 
     def __init__(self, store: SqliteStore) -> None:
@@ -131,10 +131,11 @@ class GroupedStore(Store):
             while self._write_group():
                 pass
         finally:
+            message = f"the thread that writes to the Pod {str(self._store.path)!r} has ended; try again"
             with self._changed:
                 self._writer = None
                 for waiting in self._queue:
-                    waiting.tell(UnavailableError("the thread that writes has ended: the batch is there, or is not"))
+                    waiting.tell(UnavailableError(message))
                 self._queue.clear()
 
     def _write_group(self) -> bool:

@@ -451,6 +451,9 @@ class _Evaluation:
         self.changes.edges[EdgeKey(operation.source, operation.name, operation.target)] = False
 
     def declare_types(self, operation: DeclareTypes) -> None:
+        for name in operation.new:
+            if name in self.rows.schema:
+                raise ConflictError(f"type {shown(name)} is declared in this Pod already", type=shown(name))
         joined = self.rows.schema.joined(operation.types)
         if joined is not self.rows.schema:
             self.rows.schema = self.changes.schema = joined

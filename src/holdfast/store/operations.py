@@ -7,7 +7,7 @@ exactly the same, so a store far away applies what a store in this process would
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from hashlib import sha256
 from typing import Any, Final, cast
@@ -33,9 +33,13 @@ SWEPT_KEYS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class DeclareTypes:
-    """Add type definitions to the schema. An equal definition is a no-op, a conflicting one a ConflictError."""
+    """Add type definitions to the schema. An equal definition is a no-op, a conflicting one a ConflictError.
+
+    ``new`` names those that must not be declared yet: ConflictError if one is, be its definition equal or not.
+    """
 
     types: tuple[TypeDefinition, ...]
+    new: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +354,17 @@ class Batch:
             object.__setattr__(self, "_digest", sha256(self._content() + b"}").digest())
         return self._digest
 
+    def rewritten(self, operations: tuple[Operation, ...]) -> Batch:
+        """Return a batch that does ``operations`` instead, and whose key takes it for this one.
+
+        For who stands before a store and puts others in the place of what was asked: when a batch is repeated, these
+        may differ from the first time.
+        """
+        changed = replace(self, operations=operations)
+        if self.key is not None:
+            object.__setattr__(changed, "_digest", self.digest())
+        return changed
+
     def check_repeats(self, digest: bytes) -> None:
         """Accept that the batch with this ``digest`` was applied under the key of this one: it is the same.
 
@@ -400,7 +415,7 @@ def size_bytes(operation: Operation) -> int:
             96 + _text_bytes(name) + sum(map(_text_bytes, leads_to))
             for each in operation.types
             for name, leads_to in (*((name, ()) for name in each.properties), *each.edges.items(), (each.name, ()))
-        )
+        ) + sum(16 + _text_bytes(name) for name in operation.new)
     total = 96
     for each in fields(operation):
         value = getattr(operation, each.name)
