@@ -342,6 +342,8 @@ def test_two_plugin_states_are_worked_on_at_once_and_do_not_see_each_other(folde
     assert two.said() == "at 2"
 
     assert holdfast(folder, "state", "get", "plugs:Steps", "head").stdout == "4\n"
+    assert holdfast(folder, "state", "get", "plugs", "head").stdout == "4\n"
+    assert holdfast(folder, "state", "get", "plug", "head").returncode == 2
     assert holdfast(folder, "state", "get", "plugs:Steps", "head", "--state", "work").stdout == "2\n"
     assert two.end()[:2] == (0, "head 3\n")
     assert one.end()[:2] == (0, "head 10\n")

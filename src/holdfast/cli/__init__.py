@@ -13,7 +13,7 @@ COMMANDS: Final = {
     "doctor": "Look for what is wrong, and say what to do.",
     "items": "Search and show what is in the Pod.",
     "keys": "Show which keys are here, and replace them.",
-    "plugins": "See which plugins there are, begin one, remove one.",
+    "plugins": "See which plugins there are and whether they work; begin one, remove one.",
     "pod": "Back up the Pod, and restore it.",
     "run": "Run a plugin from where it was.",
     "runs": "See what runs, stop it, start it again.",

@@ -14,6 +14,7 @@ from holdfast.plugins import source_of
 from holdfast.plugins.stateful import ONCE
 from holdfast.pod import Pod
 from holdfast.state import StateNamespace
+from holdfast.store import Store
 from holdfast.values import Value
 
 
@@ -66,8 +67,8 @@ class PluginStates:
 
     def read(self, namespace: str) -> Mapping[str, Value]:
         """Return the variables of a plugin."""
-        plugin, part = _split(namespace)
         with open_store(self._settings) as store:
+            plugin, part = self._split(store, namespace)
             return store.list_variables(plan_state(Pod(store), plugin, self._name).id or "", part)
 
     def find(self, namespace: str, name: str) -> Value | None:
@@ -86,11 +87,11 @@ class PluginStates:
             self._block.setdefault(namespace, {}).update(changes)
 
     def _write(self, changes: Mapping[str, Mapping[str, Value | None]]) -> None:
-        wanted: dict[str, dict[str, Mapping[str, Value | None]]] = {}
-        for namespace, values in changes.items():
-            plugin, part = _split(namespace)
-            wanted.setdefault(plugin, {})[part] = values
         with PodClient(settings=self._settings), open_store(self._settings) as store:
+            wanted: dict[str, dict[str, Mapping[str, Value | None]]] = {}
+            for namespace, values in changes.items():
+                plugin, part = self._split(store, namespace)
+                wanted.setdefault(plugin, {})[part] = values
             client = Pod(store)
             while True:
                 states = {plugin: plan_state(client, plugin, self._name) for plugin in wanted}
@@ -115,8 +116,13 @@ class PluginStates:
     def store(self, namespace: str) -> None:
         """Do nothing: what is written is durable."""
 
-
-def _split(namespace: str) -> tuple[str, str]:
-    """Return the id of a plugin, and the namespace in its state."""
-    plugin = namespace.removesuffix(f"/{ONCE}")
-    return source_of(plugin).plugin_id, "" if plugin == namespace else ONCE
+    def _split(self, store: Store, namespace: str) -> tuple[str, str]:
+        """Return the id of a plugin, and the namespace in its state; the module alone names one that has run."""
+        plugin = namespace.removesuffix(f"/{ONCE}")
+        part = "" if plugin == namespace else ONCE
+        if ":" not in plugin:
+            states = Pod(store).search({"type": "PersistentState", "name": self._name})
+            known = {str(vars(state)["pluginId"]) for state in states}
+            if len(found := [each for each in known if each.startswith(f"{plugin}:")]) == 1:
+                return found[0], part
+        return source_of(plugin).plugin_id, part

@@ -51,8 +51,9 @@ def _open(folder: str | None) -> State | PluginStates:
 def command() -> None:
     """Look at variables, and change them.
 
-    With --dir they lie in the files of that folder. Without, a NAMESPACE is a plugin, such as MODULE:CLASS, and the
-    variables are those of its plugin state; while a run has that, they can only be read.
+    With --dir they lie in the files of that folder. Without, a NAMESPACE is a plugin, such as MODULE:CLASS (or
+    MODULE, if it has run), and the variables are those of its plugin state; while a run has that, they can only be
+    read.
     """
 
 
