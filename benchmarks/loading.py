@@ -44,8 +44,9 @@ class Bench:
                 yield self.compare(
                     f"setup_all(), {SET_UP} plugins", "as many calls of nothing", loader.setup_all, limit, goal=3
                 )
-                if (manager := pluggy(nothings)) is not None:
-                    yield self.compare(f"one hook of pluggy, {SET_UP} plugins", "the same", manager, limit)
+                for work, peer in (("one hook of pluggy", pluggy), ("map() of stevedore", stevedore)):
+                    if (cycle := peer(nothings)) is not None:
+                        yield self.compare(f"{work}, {SET_UP} plugins", "the same", cycle, limit)
             original = Path(name) / "many"
             fill(original, LOADED)
             # As installed: with compiled modules beside the sources.
@@ -113,6 +114,21 @@ def pluggy(functions: list[FunctionType]) -> Callable[[], object] | None:
             manager.register(plugin)
         return manager.hook.setup
     return None
+
+
+def stevedore(functions: list[FunctionType]) -> Callable[[], object] | None:
+    """Return what calls as many plugins, if stevedore is installed."""
+    with suppress(ImportError):
+        peer = importlib.import_module("stevedore.extension")
+        extensions = [peer.Extension(f"plugin_{n}", None, each, None) for n, each in enumerate(functions)]
+        manager = peer.ExtensionManager.make_test_instance(extensions, propagate_map_exceptions=False)
+        return partial(manager.map, call_plugin)
+    return None
+
+
+def call_plugin(extension: Any) -> None:
+    """Call one."""
+    extension.plugin()
 
 
 def in_copy(original: Path, work: Callable[[Path], object]) -> Cost:

@@ -57,7 +57,7 @@ class Waits(StatefulPlugin):
         print("waiting", flush=True)
         input()
 """
-LOADER = "import sys, holdfast\nholdfast.PluginLoader(sys.argv[1]).setup_all()"
+LOADER = "import sys, holdfast\nholdfast.Context(sys.argv[1]).plugins.setup_all()"
 """What an application does; it dies of `DEADLY`."""
 
 
@@ -354,7 +354,7 @@ def test_a_plugin_that_processes_died_of_is_deactivated_until_it_is_reloaded(cal
     """After two deaths; what else the folder has is untouched."""
     (plugins / "deadly.py").write_text(DEADLY)
     (plugins / "other.py").write_text(SETUP)
-    died = [subprocess.run([sys.executable, "-c", LOADER, plugins], check=False).returncode for _ in range(3)]
+    died = [subprocess.run([sys.executable, "-c", LOADER, plugins.parent], check=False).returncode for _ in range(3)]
 
     before = [row[3] for row in call("plugins", "list").rows]
     reloaded = [call("plugins", "reload", "deadly", "--json").document["was_deactivated"] for _ in range(2)]
@@ -364,16 +364,16 @@ def test_a_plugin_that_processes_died_of_is_deactivated_until_it_is_reloaded(cal
     assert before == ["status", "deactivated", "found"]
     assert reloaded == [True, False]
     assert after == ["status", "found", "found"]
-    assert subprocess.run([sys.executable, "-c", LOADER, plugins], check=False).returncode == 3
+    assert subprocess.run([sys.executable, "-c", LOADER, plugins.parent], check=False).returncode == 3
     assert call("plugins", "reload", "absent").code == 4
 
 
 def test_nothing_is_let_in_while_an_application_loads(call: Call, plugins: Path) -> None:
     """The file that notes deaths is then its own: the answer is to try again."""
     (plugins / "deadly.py").write_text(DEADLY)
-    (plugins / ".suspects").write_text("xdeadly\nxdeadly\n")
+    (plugins.parent / ".suspects").write_text("xdeadly\nxdeadly\n")
 
-    with Disk().lock(plugins / ".suspects"):
+    with Disk().lock(plugins.parent / ".suspects"):
         assert call("plugins", "reload", "deadly").code == 6
     assert [row[3] for row in call("plugins", "list").rows] == ["status", "deactivated"]
 
@@ -474,11 +474,11 @@ def test_of_a_link_only_the_link_goes_and_a_package_goes_whole(call: Call, plugi
     (plugins / "linked").symlink_to(tmp_path / "work")
     (plugins / "whole").mkdir()
     (plugins / "whole" / "__init__.py").write_text(SETUP)
-    (plugins / ".suspects").write_text("xwhole\nxwhole\n")
+    (plugins.parent / ".suspects").write_text("xwhole\nxwhole\n")
 
     assert call("plugins", "remove", "linked", "--yes").code == 0
     assert call("plugins", "remove", "whole", "--yes").code == 0
 
-    assert [path.name for path in plugins.iterdir()] == [".suspects"]
-    assert (plugins / ".suspects").read_text() == ""  # what comes under this name begins anew
+    assert list(plugins.iterdir()) == []
+    assert (plugins.parent / ".suspects").read_text() == ""  # what comes under this name begins anew
     assert (tmp_path / "work" / "__init__.py").exists()

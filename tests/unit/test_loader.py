@@ -116,6 +116,17 @@ def test_a_compiled_module_without_its_source_is_a_plugin(folder: Path, calls: l
             assert loader.registry == {"both": ("source", True), "only": ("compiled", True)}
 
 
+def test_a_plugin_that_takes_its_modules_place_is_reloaded_like_others(folder: Path) -> None:
+    """An object that answers only for what it knows."""
+    text = "import sys\nclass Odd:\n    __slots__ = ()\n    __version__ = '1'\n    dump = restore = None\n"
+    text += "    def setup(self): pass\n    def __getattr__(self, name): raise RuntimeError(name)\n"
+    write(folder, a=text + "sys.modules[__name__] = Odd()\n")
+    with PluginLoader(folder) as loader:
+        loader.setup_all()
+        assert loader.load("a", force=True) is True
+        assert loader.registry == {"a": ("1", True)}
+
+
 def test_a_class_with_run_needs_no_setup(folder: Path, calls: list[str]) -> None:
     """One that is defined there: what it imports from elsewhere makes no plugin of a module."""
     text = "from holdfast import PluginBase\nfrom holdfast.plugins.base import PluginBase as Other\n"
@@ -285,6 +296,23 @@ def test_the_registry_is_not_believed(folder: Path, calls: list[str]) -> None:
         loader.setup_all()
         assert registry == {"a": ("unknown", True)}
         assert calls == ["a", "a", "a"]
+
+
+class Shared(dict[str, Any]):
+    """A session from which another request takes a name while this one looks at it."""
+
+    def __iter__(self) -> Iterator[str]:
+        names = [*super().__iter__()]
+        self.pop("odd", None)
+        return iter(names)
+
+
+def test_a_name_may_go_from_the_registry_at_any_time(folder: Path, calls: list[str]) -> None:
+    """It is put right all the same."""
+    write(folder, a=GOOD)
+    with PluginLoader(folder, registry=Shared(odd=(1, 2), old=(1, 2))) as loader:
+        loader.setup_all()
+        assert dict(loader.registry.items()) == {"a": ("unknown", True)}
 
 
 def test_none_for_an_unknown_name_looks_for_the_plugin(

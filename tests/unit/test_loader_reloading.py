@@ -1,5 +1,6 @@
 """New code of a plugin stands beside the old until it is set up; and nothing of what went is left."""
 
+import contextvars
 import gc
 import os
 import sys
@@ -211,6 +212,35 @@ def test_two_hundred_reloads_leave_nothing_behind(tmp_path: Path, told: list[Any
         finally:
             tracemalloc.stop()
     assert {name for name in sys.modules if name.startswith("grows-")} == set()
+
+
+def test_no_cycle_calls_code_that_is_being_unloaded(
+    tmp_path: Path, loader: PluginLoader, told: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither where newer code has taken over, nor where the file is gone: it could start nothing any more."""
+    unloads, may_go = threading.Event(), threading.Semaphore(0)
+    with current.using(session=SimpleNamespace(unloads=unloads, may_go=may_go)):
+        body = "mine = current.session\n@current.on_unload\ndef wait():\n"
+        body += "    mine.unloads.set()\n    mine.may_go.acquire(timeout=20)\n"
+        for number in range(2):
+            version(tmp_path / "a.py", number, body)
+            if number == 0:
+                loader.setup_all()
+        ways = [
+            (lambda: loader.load("a", force=True), ["1"]),
+            (lambda: ((tmp_path / "a.py").unlink(), loader.detect()), []),
+        ]
+        for way, expected in ways:
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(way,))
+            thread.start()
+            assert unloads.wait(10)
+            told.clear()
+            loader.setup_all()
+            assert told == expected
+            may_go.release()
+            thread.join(10)
+            unloads.clear()
+    assert caplog.records == []
 
 
 def test_old_code_that_raises_after_it_was_replaced_deactivates_nobody(

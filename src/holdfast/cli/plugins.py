@@ -29,7 +29,6 @@ _NAME: Final = re.compile(r"[a-z]([a-z0-9_]*[a-z0-9])?")
 """What the name of a module and that of a distribution can both be."""
 _TIMEOUT_S: Final = 30.0
 """How long a plugin may take to be loaded and set up."""
-_SUSPECTS: Final = ".suspects"
 """Where a loader notes, in its folder, which plugin its process died of."""
 
 
@@ -278,7 +277,7 @@ def _deactivated(call: Call, names: list[str]) -> set[str]:
     from holdfast.disk import Disk
     from holdfast.plugins.loading.watching import Watch
 
-    path, found = call.settings().plugins_dir / _SUSPECTS, set[str]()
+    path, found = call.settings().suspects_path, set[str]()
     if path.exists():  # reading makes nothing
         watch = Watch(path, 60.0, Disk())
         with watch.watching():
@@ -300,7 +299,7 @@ def _forgive(call: Call, name: str) -> bool:
     from holdfast.plugins.loading.watching import Watch
 
     was_deactivated = bool(_deactivated(call, [name]))
-    if (path := call.settings().plugins_dir / _SUSPECTS).exists():
+    if (path := call.settings().suspects_path).exists():
         watch = Watch(path, 60.0, Disk())
         with watch.watching(), watch.during(name):
             pass  # a set-up that goes well

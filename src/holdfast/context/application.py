@@ -83,7 +83,8 @@ class Context:
         def make() -> PluginLoader:
             from holdfast.plugins.loader import PluginLoader  # start-up
 
-            return PluginLoader(self.settings.plugins_dir, registry=self._registry)
+            marks = self.settings.suspects_path  # not in the plugins' folder: installed plugins need none
+            return PluginLoader(self.settings.plugins_dir, registry=self._registry, suspects=marks)
 
         return self._part("plugins", make)
 

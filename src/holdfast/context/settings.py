@@ -126,6 +126,11 @@ class Settings:
         return self.home / "runs" / f"{run_id}.log"
 
     @property
+    def suspects_path(self) -> Path:
+        """The file that notes which plugin is being set up, for when the process dies."""
+        return self.home / ".suspects"
+
+    @property
     def locks_path(self) -> Path:
         """The folder with the lock files of the plugin states that are held on this machine."""
         return self.home / "locks"

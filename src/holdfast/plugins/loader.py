@@ -233,9 +233,8 @@ class PluginLoader:
             ConflictError, UnavailableError: As `detect`.
         """
         with self._alone("close()"):
-            for place in (self._places or {}).values():
-                self._retire(place)
-            self._places = None
+            places, self._places = self._places or {}, None
+            self._retire([*places.values()])
 
     # -- who may, and when --------------------------------------------------------------------------------------------
 
@@ -282,8 +281,9 @@ class PluginLoader:
     def _detect(self, registry: Registry, *, reset_all: bool = False) -> None:
         found = find_plugins(self._folder)
         places = self._places or {}
-        for name in [name for name in places if name not in found]:
-            self._retire(places.pop(name))
+        gone = [name for name in places if name not in found]
+        self._retire([places.pop(name) for name in gone])
+        for name in gone:
             self._entries.pop(name, None)
             registry.pop(name, None)
         for name, each in found.items():
@@ -306,10 +306,10 @@ class PluginLoader:
         """Let a registry that says something else say what is so; return the names with None."""
         asked: list[str] = []
         for name in list(registry):
-            if registry[name] is None:
+            if registry.get(name, 0) is None:
                 asked.append(name)
             if name not in self._entries:
-                del registry[name]
+                registry.pop(name, None)
         for name, entry in list(self._entries.items()):
             said = registry.get(name)
             if said != entry and not (isinstance(said, list) and tuple(said) == entry):  # pyright: ignore[reportUnknownArgumentType]
@@ -362,6 +362,7 @@ class PluginLoader:
                     place.version = new.code.version
                 place.is_due, place.was_tried = False, True
                 if old is not None and place.loaded is not old:
+                    self._refresh()  # no cycle that begins from now on calls it
                     self._unload(old.belongings, old.code)
                 self._record(place, registry)  # last: it is the application's code, and may raise
         return begun
@@ -400,10 +401,13 @@ class PluginLoader:
         self._unload(loaded.belongings, loaded.code)
         self._record(place, registry)
 
-    def _retire(self, place: _Place) -> None:
-        place.is_serving = False
-        if place.loaded is not None:
-            self._unload(place.loaded.belongings, place.loaded.code)
+    def _retire(self, places: list[_Place]) -> None:
+        for place in places:
+            place.is_serving = False
+        self._refresh()
+        for place in places:
+            if place.loaded is not None:
+                self._unload(place.loaded.belongings, place.loaded.code)
 
     def _unload(self, belongings: Belongings, code: Code | None) -> None:
         """Stop what a plugin has had started; what goes on nevertheless is named, and keeps its modules."""

@@ -105,7 +105,8 @@ class Code:
 
     def threads(self) -> list[str]:
         """Return the names of the threads that are running this code now, but for the calling one."""
-        owned = {id(getattr(sys.modules.get(name), "__dict__", None)) for name in self._names()}
+        modules = [sys.modules.get(name) for name in self._names()]
+        owned = {id(module.__dict__) for module in modules if isinstance(module, ModuleType)}
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         running: list[str] = []
         for ident, top in sys._current_frames().items():  # pyright: ignore[reportPrivateUsage] -- its documented name
