@@ -62,4 +62,4 @@ class GroupedMachine(StoreMachine):
 
 
 TestGroupedMachine = GroupedMachine.TestCase
-TestGroupedMachine.settings = hypothesis.settings(max_examples=25)  # each write is a flush
+TestGroupedMachine.settings = hypothesis.settings(max_examples=15)  # each write is a flush

@@ -148,7 +148,8 @@ def test_a_disk_that_is_full_at_the_commit_leaves_nothing_of_any_batch(tmp_path:
                 store.apply_all(batches)
             assert store.find_items(["c", "c2", "d"]) == {}
             (folder / "ballast").unlink()
-            store.apply(Batch((type_of("Cow"),)))
+            with open_store(folder) as other:
+                other.apply(Batch((type_of("Cow"),)))
             assert {"Cat", "Cow"} & store.schema().keys() == {"Cow"}
             assert store.apply_all(batches) == [
                 (None, Written("c", 1, T0)),

@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from holdfast.disk import Disk
-from holdfast.errors import DamagedError, HoldfastError, UnavailableError
-from holdfast.snapshots.manifest import MANIFEST, read_manifest
+from holdfast.disk import Disk, StrPath, translate
+from holdfast.engine import Runner, begin_run, get_state
+from holdfast.errors import DamagedError, HoldfastError, InvalidError, UnavailableError
+from holdfast.plugins import StatefulPlugin
+from holdfast.pod import Pod
+from holdfast.snapshots.keepers import SpacedStatesKeeper
+from holdfast.snapshots.manifest import MANIFEST, File, Manifest, Stored, read_manifest
 from holdfast.snapshots.reading import verify
 from holdfast.snapshots.saving import PersistentStateMixin, StateStore, load_pickle, save_pickle
+from holdfast.testing import MemoryStore
 from tests.components.mounts import tmpfs
 
 CHUNK = 65_536
@@ -79,7 +84,7 @@ class Faulty(Disk):
 
     def __init__(self, code: int, first: int, last: int) -> None:
         self.code, self.first, self.last, self.number = code, first, last, 0
-        self.failed: set[tuple[int, int]] = set()
+        self.failed: dict[tuple[int, int], int] = {}
 
     def _step(self, call: str) -> None:
         self.number += 1
@@ -99,7 +104,8 @@ class Faulty(Disk):
             self._step("flush")
         except OSError:
             if not os.path.samestat(status, os.stat(self.parent)):  # the one folder that outlives the save
-                self.failed.add(file)
+                # Held, so that no other file gets its number: what failed once is known through all later saves.
+                self.failed[file] = os.open(f"/proc/self/fd/{fd}", os.O_PATH)
             raise
         super()._flush(fd)
 
@@ -161,14 +167,58 @@ def test_a_fault_at_any_call_of_a_save_leaves_the_old_snapshots_and_no_half_one(
             assert error.facts["errno"] == errno.errorcode[code]
             assert new == [] or first == LAST  # only the flush of the name itself comes after it
         disk.first = disk.last = 0
-        disk.failed.clear()  # the files are gone, and others may have their numbers
         last = store.save_state()
+        for fd in disk.failed.values():
+            os.close(fd)
         assert all(verify(path) == [] for path in folder.glob("*.state"))
         assert not list(folder.glob(".tmp-*"))
         store, tree, files = store_of(folder)
         store.load_state(last)
         assert (tree.step, tree.data[CHUNK], files.step) == (1, 1, 1)
     assert outcomes == {first: first > LAST for first in outcomes}
+
+
+class Changing(Disk):
+    """Lets a file change between two looks at it."""
+
+    def read(self, path: StrPath) -> bytes:
+        """Give what it holds by then."""
+        return b"{}" if Path(path).name == "tree" else super().read(path)
+
+
+def test_a_skeleton_that_changes_after_it_was_verified_is_refused(tmp_path: Path) -> None:
+    """It is read a second time: what counts is what is handed out."""
+    path = store_of(tmp_path)[0].save_state()
+    store, tree, _ = store_of(tmp_path, Changing())
+    with pytest.raises(DamagedError, match="'tree' changed while it was read"):
+        store.load_state(path)
+    assert tree.data == bytes(3 * CHUNK)
+
+
+@pytest.mark.parametrize("entry", ["tree", "files/same"])
+@pytest.mark.parametrize(
+    "harm",
+    [lambda file, data: file.write_bytes(data[::-1]), lambda file, data: cut(file, len(data) - 1)],
+    ids=["time", "size"],
+)
+def test_a_file_whose_size_or_time_changed_is_not_shared(
+    tmp_path: Path, entry: str, harm: Callable[[Path, bytes], object]
+) -> None:
+    """Then the old snapshot is damaged, and the new one whole: what it holds is written again."""
+    store, _, _ = store_of(tmp_path)
+    old = store.save_state()
+    harm(old / entry, (old / entry).read_bytes())
+    new = store.save_state()
+    assert [fault.entry for fault in verify(old)] == [entry]
+    assert verify(new) == []
+    assert (old / entry).stat().st_ino != (new / entry).stat().st_ino
+
+
+def cut(file: Path, size: int) -> None:
+    """Let a file be shorter, and its time what it was."""
+    found = file.stat()
+    os.truncate(file, size)
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 class NoLinks(Disk):
@@ -309,6 +359,10 @@ def test_a_fault_of_the_system_itself_is_said_and_leaves_nothing(tmp_path: Path,
 # -- damage --
 
 
+SAVED = b"\x09" + (bytes(range(256)) * (3 * 256))[1:]
+"""What `make` has saved last."""
+
+
 def make(folder: Path) -> Path:
     """Return a small snapshot that has a bit of everything."""
     store, tree, _ = store_of(folder)
@@ -320,10 +374,14 @@ def make(folder: Path) -> Path:
 
 @pytest.mark.timeout(7200)  # for --full; a sample takes seconds
 def test_a_bit_flipped_anywhere_is_found(tmp_path: Path, is_full: bool) -> None:
-    """In the manifest, in what objects wrote, in packs: in what is needed of them and in what is not."""
+    """In the manifest, in what objects wrote, in packs: in what is needed of them and in what is not.
+
+    Loading refuses it, and no object gets anything; or gives what was saved, where nothing of this snapshot changed.
+    """
     path = make(tmp_path)
     files = [file for file in path.rglob("*") if file.is_file()]
     assert len(files) == 6
+    (spare,) = (path / pack.path for pack in read_manifest(path).packs if pack.slots == 3)  # its first is not needed
     flips = 0
     for file in files:
         data = file.read_bytes()
@@ -334,6 +392,14 @@ def test_a_bit_flipped_anywhere_is_found(tmp_path: Path, is_full: bool) -> None:
                 opened.write(bytes([data[at] ^ 1 << at % 8]))
             faults = verify(path)
             assert [fault.entry for fault in faults] == [str(file.relative_to(path))], at
+            store, tree, _ = store_of(tmp_path)
+            if file == spare and at < CHUNK:
+                store.load_state(path)
+                assert tree.data == SAVED
+            else:
+                with pytest.raises(DamagedError):
+                    store.load_state(path)
+                assert tree.data == bytes(3 * CHUNK)
             with file.open("r+b") as opened:
                 opened.seek(at)
                 opened.write(data[at : at + 1])
@@ -355,6 +421,12 @@ def test_a_bit_flipped_anywhere_is_found(tmp_path: Path, is_full: bool) -> None:
         (lambda path: link(path / "files"), "'files' is missing, or no folder"),
         (lambda path: shutil.rmtree(path / ".snap" / "packs"), "is missing"),
         (lambda path: os.truncate(next((path / ".snap" / "packs").iterdir()), 4096), "has 4096 bytes, and not"),
+        (lambda path: replace(path / "files", touch), "'files' is missing, or no folder"),
+        (lambda path: link(path / ".snap"), "it is no plain file in a folder of the snapshot"),
+        (lambda path: link(path / ".snap" / "packs"), "'.snap/packs' is missing, or no folder"),
+        (lambda path: link(path / MANIFEST), "it is no plain file in a folder of the snapshot"),
+        (lambda path: replace(path / MANIFEST, Path.mkdir), "it is no plain file in a folder of the snapshot"),
+        (lambda path: replace(path / MANIFEST, os.mkfifo), "it is no plain file in a folder of the snapshot"),
         (lambda path: (path / MANIFEST).write_bytes(b""), "it does not begin with its hash"),
         (lambda path: os.truncate(path / MANIFEST, 100), "its bytes do not have the hash that it begins with"),
     ],
@@ -362,20 +434,64 @@ def test_a_bit_flipped_anywhere_is_found(tmp_path: Path, is_full: bool) -> None:
 def test_what_is_missing_or_was_not_there_is_found_and_nothing_of_it_loaded(
     tmp_path: Path, harm: Callable[[Path], object], fault: str
 ) -> None:
-    """Each fault says which entry and what; loading refuses it for the same reason."""
-    path = make(tmp_path)
+    """Each fault says which entry and what; loading refuses it for the same reason. The latest is the one before."""
+    before = store_of(tmp_path / "states")[0].save_state()
+    path = make(tmp_path / "states")
+    _, shared, _ = sorted((tmp_path / "states").glob("*.state"))
+    shutil.rmtree(shared)
     harm(path)
     assert fault in " ".join(map(str, verify(path)))
-    store, tree, _ = store_of(tmp_path)
+    store, tree, _ = store_of(tmp_path / "states")
     with pytest.raises(DamagedError, match="use another snapshot"):
         store.load_state(path)
     assert tree.data == bytes(3 * CHUNK)
+    assert store.load_latest() == before
+
+
+class Nested(PersistentStateMixin):
+    """A folder in a folder."""
+
+    def save_state(self, path: Path) -> None:
+        """Write it."""
+        (path / "inner").mkdir(parents=True)
+        (path / "inner" / "file").write_text("1")
+
+    def load_state(self, path: Path) -> None:
+        """Read it."""
+        assert (path / "inner" / "file").read_text() == "1"
+
+
+def test_a_folder_that_became_a_file_is_a_fault_with_all_that_was_in_it(tmp_path: Path) -> None:
+    """Of the folders and files below, each."""
+    store = StateStore(tmp_path)
+    store.register("outer", Nested())
+    before, path = store.save_state(), store.save_state()
+    shutil.rmtree(path / "outer")
+    (path / "outer").touch()
+    assert list(map(str, verify(path))) == [
+        "'outer' is missing, or no folder",
+        "'outer/inner' is missing, or no folder",
+        "'outer/inner/file' is no plain file",
+    ]
+    assert store.load_latest() == before
 
 
 def link(path: Path) -> None:
     """Put a link in the place of a file or folder, to what it was."""
-    path.rename(path.parent.parent / "elsewhere")
-    path.symlink_to(path.parent.parent / "elsewhere")
+    elsewhere = path.parents[len(path.parts) - path.parts.index("states") - 1] / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def touch(path: Path) -> None:
+    """Make an empty file."""
+    path.touch()
+
+
+def replace(path: Path, make: Callable[[Path], object]) -> None:
+    """Put something else in the place of a file or folder."""
+    path.rename(path.parents[len(path.parts) - path.parts.index("states") - 1] / "elsewhere")
+    make(path)
 
 
 def test_what_users_and_systems_leave_there_is_no_damage(tmp_path: Path) -> None:
@@ -436,9 +552,17 @@ HUGE = 2**62
         lambda document: document["objects"].__setitem__("..", document["objects"].pop("tree")),
         lambda document: document.__setitem__("objects", []),
         lambda document: document.__setitem__("metrics", {"a": "b"}),
+        lambda document: document.__setitem__("metrics", {"a": 10**400}),
+        lambda document: document.__setitem__("metrics", {"\ud800": 1}),
+        lambda document: document["objects"].__setitem__("\ud800", {"version": None, "entries": [], "chunks": []}),
+        lambda document: (
+            document["folders"].append("\ud800"),
+            document["objects"]["files"]["entries"].append("\ud800"),
+        ),
         lambda document: document.__setitem__("format", None),
         lambda document: document.__setitem__("format", -1),
         lambda document: document.__setitem__("created_at_ns", 1e300),
+        lambda document: document.__setitem__("created_at_ns", 2**63 - 1),
         lambda document: document.pop("packs"),
     ],
 )
@@ -447,10 +571,13 @@ def test_a_manifest_that_lies_is_refused_before_anything_it_names_is_touched(
 ) -> None:
     """Though its hash is right: paths out of the folder, chunks that are nowhere or used twice, counts."""
     path = make(tmp_path)
+    before = min(tmp_path.glob("*.state"))
     rewritten(path, change)
     with pytest.raises(DamagedError, match=r"the manifest .* is damaged"):
         read_manifest(path)
     assert [fault.entry for fault in verify(path)] == [MANIFEST]
+    assert SpacedStatesKeeper(tmp_path, hourly=1).cleanup() == []
+    assert store_of(tmp_path)[0].load_latest() == before
 
 
 @pytest.mark.parametrize(
@@ -472,6 +599,73 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, rest: bytes) -> N
     (path / MANIFEST).write_bytes(b'{"blake3": "%s",\n' % blake3(rest).hexdigest().encode() + rest)
     with pytest.raises(DamagedError, match=r"the manifest .* is damaged"):
         read_manifest(path)
+
+
+class Unreadable(Disk):
+    """Cannot read what has this name."""
+
+    name = "manifest.json"
+
+    def read(self, path: StrPath) -> bytes:
+        """Fail as a disk does."""
+        if Path(path).name == self.name:
+            raise translate(OSError(errno.EIO, ""), path, "read")
+        return super().read(path)
+
+
+def test_a_manifest_that_the_disk_fails_to_read_is_damaged(tmp_path: Path) -> None:
+    """As any other file is: the one before is there still."""
+    path = make(tmp_path)
+    (fault,) = verify(path, disk=Unreadable())
+    assert "the disk failed to read it" in fault.reason
+
+
+def deep(levels: int) -> Any:
+    """Return lists in each other."""
+    found: Any = "]["
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+def called_deep(function: Callable[[], object]) -> None:
+    """Call a function from deeper and deeper, until there is no room."""
+    function()
+    called_deep(function)
+
+
+def test_where_python_has_no_room_left_a_manifest_is_not_called_damaged(tmp_path: Path) -> None:
+    """Who is called too deep learns that; a manifest that is too deep by itself is one of the lies."""
+    store, _, _ = store_of(tmp_path)
+    path = store.save_state(attached={"x": deep(198)})
+    with pytest.raises(RecursionError):
+        called_deep(lambda: read_manifest(path))
+    assert read_manifest(path).attached == {"x": deep(198)}
+    with pytest.raises(InvalidError, match="what is attached is more than 200 levels deep"):
+        store.save_state(attached={"x": deep(199)})
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"created_at_ns": 2**63 - 1}, "a count from 0 to 7258118400000000000"),
+        (
+            {"objects": {"a": Stored(version=2**63, entries=("a",))}, "files": (File("a", 1, "0" * 64),)},
+            "a count from 0",
+        ),
+        ({"folders": tuple("/".join("a" * depth) for depth in range(1, 102))}, "at most 100 parts"),
+        ({"metrics": {"a": 10**400}}, "a finite number"),
+        ({"metrics": {"\ud800": 1}}, "surrogates not allowed"),
+        ({"attached": {"a": "x" * 2**25}}, "a manifest of 3355.... bytes is too large: .*; at most 33554432 bytes"),
+    ],
+    ids=["time", "version", "depth", "metric", "name", "size"],
+)
+def test_what_no_reader_would_accept_is_not_written(wrong: dict[str, Any], message: str) -> None:
+    """So a save fails, and not the load of what was saved without complaint."""
+    fine: dict[str, Any] = {"id": "0" * 32, "created_at_ns": 0}
+    assert Manifest(**fine).to_bytes()
+    with pytest.raises(InvalidError, match=message):
+        Manifest(**fine | wrong).to_bytes()
 
 
 LOADING = """
@@ -513,9 +707,9 @@ def lie_sparsely(path: Path) -> None:
 
 
 def lie_at_length(path: Path) -> None:
-    """Have a manifest of 65 MiB."""
+    """Have a manifest of more than 32 MiB."""
     with (path / MANIFEST).open("ab") as file:
-        file.write(b" " * (65 * 2**20))
+        file.write(b" " * (32 * 2**20))
 
 
 def lie_large(path: Path) -> None:
@@ -548,3 +742,56 @@ def test_a_lie_costs_neither_memory_nor_time_without_bound(tmp_path: Path, lie: 
     faults = "0" if lie is lie_in_skeleton else "1"
     error = "UnavailableError" if lie is lie_sparsely else "DamagedError"  # there is no memory for so much
     assert (done.stdout.split(), done.returncode) == ([faults, error], 0), done.stderr
+
+
+# -- in a run --
+
+
+class Naming(Disk):
+    """Notes what is given its name, and what is taken away."""
+
+    def __init__(self) -> None:
+        self.named: list[str] = []
+        self.deleted: list[str] = []
+
+    def _rename_new(self, source: Path, target: Path) -> None:
+        super()._rename_new(source, target)
+        self.named.append(target.suffix)
+
+    def delete(self, path: StrPath) -> None:
+        """Note it."""
+        super().delete(path)
+        self.deleted.append(Path(path).suffix)
+
+
+class Kept(MemoryStore):
+    """A Pod that outlives the clients that close it."""
+
+    def close(self) -> None:
+        """Stay."""
+
+
+class Keeping(StatefulPlugin):
+    """Has something to save, and keeps one snapshot."""
+
+    max_snapshots = 1
+
+    def setup(self) -> None:
+        """Register it."""
+        self.snapshots.register("tree", Tree())
+
+    def run(self) -> None:
+        """Do nothing."""
+
+
+def test_a_run_saves_and_removes_snapshots_on_the_disk_that_its_runner_was_given(tmp_path: Path) -> None:
+    """So what is shown of a disk that fails holds for runs."""
+    disk, store = Naming(), Kept()
+    client = Pod(store)
+    state = get_state(client, "m:Keeping")
+    for _ in range(3):
+        run = begin_run(client, state, {"pluginModule": "m", "pluginName": "Keeping"})
+        runner = Runner(lambda: store, locks=tmp_path / "locks", snapshots=tmp_path / "snapshots", disk=disk)
+        assert runner.drive(Keeping, run, state, {}).exit_code == 0
+    assert disk.named == [".state"] * 3
+    assert disk.deleted.count(".state") == 2

@@ -67,14 +67,45 @@ SAVING = (
     MARKERS
     + OBJECTS
     + """
-import sys
+import queue, socket, sys, threading
+import holdfast.snapshots.saving as saving
 folder, kind, how = sys.argv[1:]
 store, objects = store_of(folder, kind)
-if how != "first":
+handed = queue.SimpleQueue()
+
+class Handed(threading.Thread):
+    '''What is to be done in the background is done by the main thread: its calls are counted.'''
+    def start(self):
+        handed.put(self) if self.name.startswith("save ") else super().start()
+
+def move():
+    for each in objects:
+        each.move()
+
+if how not in ("first", "new"):
     store.load_latest()
-for each in objects:
-    each.move()
-if how == "captured":
+if how in ("worker", "background"):  # so that no other thread or process has made as many calls of any name
+    if how == "worker":
+        saving.WORKER_BYTES = 1
+        one, other = socket.socketpair()
+        for _ in range(50):
+            one.send(b"x"), other.recv(1), socket.send_fds(one, [b"x"], [])
+            socket.recv_fds(other, 1, 0)
+    for _ in range(3):
+        move()
+        store.save_state()
+move()
+if how == "background":
+    threading.Thread, saves = Handed, []
+    saver = threading.Thread(target=lambda: saves.append(store.save_state_async()))
+    saver.start()
+    background = handed.get()
+    saver.join()
+    begin()
+    background.run()
+    end()
+    saves[0].result()
+elif how == "captured":
     class Standing(Disk):
         def write(self, files, **options):
             print("captured", flush=True)
@@ -102,7 +133,7 @@ def make_first(folder: Path, kind: str) -> None:
 def steps_of(folder: Path, kind: str) -> list[int]:
     """Load every snapshot that can be seen, newest last, and return their steps; all objects of one have the same."""
     found: list[int] = []
-    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+    for path in sorted(folder.glob("[!.]*")):
         assert verify(path) == []
         store, objects = names["store_of"](folder, kind)
         store.load_state(path)
@@ -113,20 +144,35 @@ def steps_of(folder: Path, kind: str) -> list[int]:
 
 
 @pytest.mark.timeout(7200)  # for --full; a sample takes seconds
-@pytest.mark.parametrize("kind, how, sample", [("both", "next", 12), ("tree", "first", 5), ("files", "next", 5)])
+@pytest.mark.parametrize(
+    "kind, how, sample",
+    [
+        ("both", "next", 12),
+        ("tree", "first", 5),
+        ("files", "next", 5),
+        ("both", "new", 6),
+        ("both", "background", 6),
+        ("tree", "worker", 6),
+    ],
+)
 def test_killed_at_any_call_of_a_save_all_that_is_seen_is_whole(
     tmp_path: Path, kind: str, how: str, sample: int, is_full: bool
 ) -> None:
-    """Old snapshots as they were, and the new one or none; what was being built goes with the next save."""
-    template, folder, seen = tmp_path / "template", tmp_path / "states", set[int]()
-    if how == "next":
+    """Old snapshots as they were, and the new one or none; what was being built goes with the next store's first save.
+
+    Also where even the folder is new, in the thread that writes in the background, and while a worker does.
+    """
+    template, folder, seen = tmp_path / "template", tmp_path / "some" / "states", set[int]()
+    is_first = how in {"first", "new"}
+    if not is_first:
         make_first(template, kind)
-    old = [1] if how == "next" else []
+    old = [] if is_first else [1] if how == "next" else [1, 2, 3, 4]
 
     def prepare() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        if how == "next":
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        if how != "new":
+            folder.mkdir(parents=True)
+        if not is_first:
             subprocess.run(["cp", "-a", f"{template}/.", str(folder)], check=True)
 
     def check(call: Call) -> None:
@@ -134,7 +180,7 @@ def test_killed_at_any_call_of_a_save_all_that_is_seen_is_whole(
         assert steps in ([*old], [*old, len(old) + 1]), call
         seen.add(len(steps))
         store, objects = names["store_of"](folder, kind)
-        assert store.load_latest() == (max(folder.glob("*.state")) if steps else None), call
+        assert store.load_latest() == max(folder.glob("*.state"), default=None), call
         for each in objects:
             each.step = 9
             if hasattr(each, "data"):
@@ -215,6 +261,45 @@ def test_the_worker_ends_with_the_process_or_the_store_that_started_it(tmp_path:
         # It is nobody's child by now; its descriptor becomes readable when it has ended.
         assert select.select([worker], [], [], 60)[0] == [worker]
         os.close(worker)
+
+
+WRITING = (
+    OBJECTS
+    + """
+import os, signal, sys
+import holdfast.snapshots.saving as saving
+saving.WORKER_BYTES = 1
+store, (tree,) = store_of(sys.argv[1], "tree")
+tree.move()
+store.save_state()
+os.kill(store._worker.pid, signal.SIGSTOP)
+print(store._worker.pid, flush=True)
+tree.move()
+store.save_state()
+"""
+)
+
+
+def test_killed_while_its_worker_writes_nothing_is_seen_and_the_next_save_removes_the_rest(tmp_path: Path) -> None:
+    """Also if the worker goes on when it is dead: it knows no name to write to, and ends."""
+    process = subprocess.Popen([*PYTHON, WRITING, str(tmp_path)], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        worker = os.pidfd_open(pid)
+        while not list(tmp_path.glob(".tmp-*/.snap/packs/*")):
+            assert process.poll() is None
+        process.kill()
+    os.kill(pid, signal.SIGCONT)
+    assert select.select([worker], [], [], 60)[0] == [worker]
+    os.close(worker)
+    assert steps_of(tmp_path, "tree") == [1]
+    store, (tree,) = names["store_of"](tmp_path, "tree")
+    store.load_latest()
+    tree.move()
+    store.save_state()
+    assert list(tmp_path.glob(".tmp-*")) == []
+    assert steps_of(tmp_path, "tree") == [1, 2]
 
 
 @pytest.mark.parametrize("size", [1, 12 * 2**20], ids=["small", "written beside the hashing"])

@@ -140,10 +140,13 @@ def store_of(folder: Path, disk: Disk | None = None) -> tuple[StateStore, Tree, 
     return store, tree, files
 
 
+@pytest.mark.parametrize("has_worker", [False, True], ids=["alone", "worker"])
 def test_after_a_power_cut_at_any_moment_all_that_is_seen_is_whole_and_what_was_returned_is_there(
-    tmp_path: Path, is_full: bool
+    tmp_path: Path, has_worker: bool, is_full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three saves: one of everything, one of what changed, and one that is as the one before."""
+    if has_worker:
+        monkeypatch.setattr("holdfast.snapshots.saving.WORKER_BYTES", 1)
     folder = tmp_path / "states"
     folder.mkdir()
     disk = Recording(folder)
@@ -154,6 +157,7 @@ def test_after_a_power_cut_at_any_moment_all_that_is_seen_is_whole_and_what_was_
         files.step = step
         tree.data[CHUNK] = step
         promised[len(disk.cuts)] = store.save_state().name
+    store.close()
     steps = dict(zip(promised.values(), (1, 2, 2), strict=True))
     seen: set[int] = set()
     for number, cut in enumerate(disk.cuts, 1):
@@ -196,15 +200,19 @@ def test_the_model_loses_what_was_not_flushed(tmp_path: Path) -> None:
     assert found == [{("", b""), ("a", b"")}, {("", b""), ("a", b"1")}, {("a", b"1")}]
 
 
-@pytest.mark.parametrize("left_out", ["file", "folder", "pack"])
-def test_a_save_that_flushed_less_would_be_found(tmp_path: Path, left_out: str) -> None:
+@pytest.mark.parametrize("left_out", ["file", "folder", "pack", "pack of a worker"])
+def test_a_save_that_flushed_less_would_be_found(
+    tmp_path: Path, left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the first test shows, it shows because everything is flushed."""
+    if left_out == "pack of a worker":
+        monkeypatch.setattr("holdfast.snapshots.saving.WORKER_BYTES", 1)
 
     class Careless(Recording):
         def _flush(self, fd: int) -> None:
             is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
             is_pack = os.fstat(fd).st_size > CHUNK
-            if {"folder": is_folder, "file": not is_folder and not is_pack, "pack": is_pack}[left_out]:
+            if {"fold": is_folder, "file": not is_folder and not is_pack, "pack": is_pack}[left_out[:4]]:
                 self.note()
             else:
                 super()._flush(fd)
@@ -213,7 +221,8 @@ def test_a_save_that_flushed_less_would_be_found(tmp_path: Path, left_out: str) 
     folder.mkdir()
     disk = Careless(folder)
     store, _, _ = store_of(folder, disk)
-    store.save_state()
+    with store:
+        store.save_state()
     faults = 0
     for seed in range(40):
         place = tmp_path / str(seed)

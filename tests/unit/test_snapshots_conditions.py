@@ -1,5 +1,6 @@
 """When a snapshot is due."""
 
+import itertools
 import math
 import signal
 import subprocess
@@ -85,6 +86,28 @@ def test_a_signal_makes_it_due_once_and_does_not_end_the_process() -> None:
 
 
 @pytest.mark.usefixtures("_sigusr1")
+def test_of_several_signals_all_are_taken_or_none() -> None:
+    """What was there before is there again."""
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(InvalidError):
+        OnSignal(signal.SIGUSR1, signal.SIGKILL)
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.usefixtures("_sigusr1")
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_closed_in_any_order_several_leave_what_was_before(order: tuple[int, ...]) -> None:
+    """As long as one is open the signal ends nobody, and each that is open is due."""
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    conditions = [OnSignal(signal.SIGUSR1) for _ in order]
+    for number, closed in enumerate(order):
+        signal.raise_signal(signal.SIGUSR1)
+        assert all(conditions[each]() for each in order[number:])
+        conditions[closed].close()
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("_sigusr1")
 def test_closing_leaves_a_handler_of_somebody_else_alone() -> None:
     """One that came later."""
     condition = OnSignal(signal.SIGUSR1)
@@ -112,9 +135,12 @@ def test_sigterm_is_the_signal_unless_others_are_given() -> None:
         (lambda: PeriodicSaveCondition(math.nan), "every nan s: 0 or more is expected"),
         (lambda: EverySteps(0), "every 0 steps: a count of 1 or more is expected"),
         (lambda: EverySteps(1.5), "every 1.5 steps"),  # pyright: ignore[reportArgumentType]
+        (lambda: OnSignal(signal.SIGKILL), "cannot wait for .*SIGKILL.*: the number of a signal that programs may"),
+        (lambda: OnSignal(9999), "cannot wait for 9999"),
+        (lambda: OnSignal("TERM"), "cannot wait for 'TERM'"),  # pyright: ignore[reportArgumentType]
     ],
 )
-def test_what_is_no_interval_is_refused(make: Callable[[], object], message: str) -> None:
+def test_what_is_no_interval_and_no_signal_is_refused(make: Callable[[], object], message: str) -> None:
     """When it is made."""
     with pytest.raises(InvalidError, match=message):
         make()

@@ -3,7 +3,9 @@
 import errno
 import os
 import signal
+import stat
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,19 @@ def test_when_one_flush_fails_all_have_ended_before_that_is_said(tmp_path: Path)
     with pytest.raises(HoldfastError, match="0': the disk failed"):
         Failing().write({tmp_path / str(size): bytes(1000 * size) for size in range(8)})
     assert sorted(flushed) == [0, 1000, 2000, 3000, 4000, 5000, 6000, 7000]
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_folder_that_cannot_be_flushed_is_none_that_could_be_more_durable(tmp_path: Path, is_folder: bool) -> None:
+    """Some file systems refuse that, for folders alone; a file must be flushed."""
+
+    class Refusing(Disk):
+        def _flush(self, fd: int) -> None:
+            if stat.S_ISDIR(os.fstat(fd).st_mode) is is_folder:
+                raise OSError(errno.EINVAL, "as if")
+
+    with nullcontext() if is_folder else pytest.raises(InvalidError, match=r"could not flush '.*/a'"):
+        Refusing().write({tmp_path / "a": b""}, folders=[tmp_path])
 
 
 def test_what_is_there_is_not_written_to(tmp_path: Path) -> None:

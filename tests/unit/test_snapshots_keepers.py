@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -153,6 +154,38 @@ def test_directories_of_older_programs_count_if_their_name_matches(tmp_path: Pat
 
     assert removed(LatestStatesKeeper(tmp_path, 1)) == ["a.state"]
     assert names(tmp_path) == ["b.state", "backup.state", "file.state", "notes"]
+
+
+@pytest.mark.parametrize(
+    "make_keeper, left",
+    [
+        (lambda folder: LatestStatesKeeper(folder, 1), ["a.state"]),
+        (lambda folder: LatestStatesKeeper(folder, 2), ["a.state", "b.state"]),
+        (lambda folder: LatestStatesKeeper(folder, -1), ["a.state", "b.state", "left.state"]),
+        (lambda folder: SpacedStatesKeeper(folder, hourly=1), ["a.state"]),
+    ],
+)
+def test_what_a_kill_left_empty_takes_no_snapshots_place(
+    tmp_path: Path, make_keeper: Callable[[Path], StatesKeeper], left: list[str]
+) -> None:
+    """Where no rename spares what is there, the name is claimed by an empty folder; it goes, and not the good one."""
+    make(tmp_path, "a.state", 2)
+    make_plain(tmp_path, "b.state", 1)
+    (tmp_path / "left.state").mkdir()
+
+    make_keeper(tmp_path).cleanup()
+    assert names(tmp_path) == left
+
+
+def test_where_no_state_has_a_manifest_empty_ones_count(tmp_path: Path) -> None:
+    """Older programs write none, and their objects may have nothing to save."""
+    for at_s in range(3):
+        (tmp_path / f"{at_s}.state").mkdir()
+        os.utime(tmp_path / f"{at_s}.state", (at_s, at_s))
+    (tmp_path / "1.state" / "data").touch()
+    os.utime(tmp_path / "1.state", (1, 1))
+
+    assert removed(LatestStatesKeeper(tmp_path, 1)) == ["0.state", "1.state"]
 
 
 def test_another_pattern_leaves_others_alone(tmp_path: Path) -> None:
@@ -758,7 +791,10 @@ def test_a_manifest_that_was_replaced_is_read_again(tmp_path: Path) -> None:
 
 # -- any folder, any policy --
 
-FLAVOURS = ("good", "good", "good", "damaged", "torn", "plain", "pinned", "pointed", "link", "file", "unfinished")
+FLAVOURS = (
+    *("good", "good", "good", "damaged", "torn", "plain", "empty"),
+    *("pinned", "pointed", "read", "link", "file", "unfinished"),
+)
 snapshots = st.lists(
     st.tuples(st.sampled_from(FLAVOURS), st.integers(0, 4), st.sampled_from((None, 0.0, 1.0, 2.0))), max_size=7
 )
@@ -796,6 +832,9 @@ def put(folder: Path, number: int, flavour: str, at_s: int, loss: float | None) 
         (folder / name).write_text(name)
     elif flavour == "plain":
         make_plain(folder, name, at_s)
+    elif flavour == "empty":
+        (folder / name).mkdir()
+        os.utime(folder / name, (at_s, at_s))
     elif flavour == "unfinished":
         return make(folder, f".tmp-{number:016x}", at_s)
     else:
@@ -829,20 +868,24 @@ def test_no_policy_takes_what_must_never_go(
         valid = [
             (each[1], path.name)
             for path, each in zip(paths, content, strict=True)
-            if each[0] in {"good", "pinned", "pointed"}
+            if each[0] in {"good", "pinned", "pointed", "read"}
         ]
         untouchable = {
             path.name
             for path, each in zip(paths, content, strict=True)
-            if each[0] in {"pinned", "pointed", "link", "file", "unfinished"}
+            if each[0] in {"pinned", "pointed", "read", "link", "file", "unfinished"}
         }
         if valid and not _is_latest(keeper):
             untouchable.add(max(valid)[1])
 
-        assert keeper.plan() == (plan := keeper.plan())
-        gone = keeper.cleanup()
+        with ExitStack() as readers:
+            for path, each in zip(paths, content, strict=True):
+                if each[0] == "read":
+                    readers.enter_context(reading(path))
+            assert keeper.plan() == (plan := keeper.plan())
+            gone = keeper.cleanup()
 
-        after = set(os.listdir(folder)) - {".locks"}
+        before, after = (each - {".locks"} for each in (before, set(os.listdir(folder))))
         assert untouchable <= after
         assert {path.name for path in gone} == before - after
         assert [each.path for each in plan if each.is_removed] == gone

@@ -34,7 +34,9 @@ from holdfast.testing import FakeClock
 from holdfast.values import Kind
 
 KEY = bytes(32)
-DOG = DeclareTypes((TypeDefinition("Dog", {"age": PropertyDefinition(Kind.INTEGER, is_indexed=True)}),))
+DOG = DeclareTypes(
+    (TypeDefinition("Dog", {"age": PropertyDefinition(Kind.INTEGER, is_indexed=True)}, {"e": ("Dog",)}),)
+)
 CAT = DeclareTypes((TypeDefinition("Cat", {"name": PropertyDefinition(Kind.TEXT, is_indexed=True)}),))
 REFUSED = UpdateItem("absent", {})
 
@@ -121,6 +123,7 @@ def test_a_refused_batch_leaves_nothing_and_its_neighbours_are_there(file: Gated
     """No row of any table, none of an index either; those after it see what those before it wrote."""
     file.gate.set()
     file.apply(Batch((DOG, CreateItem("a", "Dog", {"age": 1}), CreateItem("b", "Dog", {"age": 1}))))
+    file.apply(Batch((CreateItem("taken", "Dog"),)))
     answers = file.apply_all(
         [
             Batch((UpdateItem("a", {"age": 2}),), None, "k1"),
@@ -129,9 +132,10 @@ def test_a_refused_batch_leaves_nothing_and_its_neighbours_are_there(file: Gated
                     UpdateItem("a", {"age": 3}),
                     DeleteItem("b"),
                     CreateItem("c", "Dog", {"age": 1}),
-                    CreateEdge("a", "label", "b"),
+                    CreateEdge("a", "e", "c"),
                     SetVariable("s", "x", 1),
-                    REFUSED,
+                    CAT,
+                    CreateItem("taken", "Dog"),  # which is only found out when the others are written
                 ),
                 None,
                 "k2",
@@ -140,14 +144,15 @@ def test_a_refused_batch_leaves_nothing_and_its_neighbours_are_there(file: Gated
         ]
     )
     assert answers[0] == (Written("a", 2, 5),)
-    assert isinstance(answers[1], InvalidError | NotFoundError)
+    assert isinstance(answers[1], ConflictError)
     assert answers[2] == (Written("a", 3, 5), Written("c", 1, 5))
     for age, ids in ((1, ["b"]), (2, ["a", "c"]), (3, [])):
         query = Query(type="Dog", conditions=(Condition("age", Comparison.EQUAL, age),))
         assert [found.item.id for found in file.search(query)] == ids
     assert file.list_variables("s") == {}
+    assert "Cat" not in file.schema()
     with file._reading() as db:
-        assert list(db.execute("SELECT value, item FROM indexed ORDER BY 1, 2")) == [(1, 2), (2, 1), (2, 3)]
+        assert list(db.execute("SELECT value, item FROM indexed ORDER BY 1, 2")) == [(1, 2), (2, 1), (2, 4)]
         assert [key for (key,) in db.execute("SELECT key FROM applied ORDER BY 1")] == ["k1", "k3"]
         assert db.execute("PRAGMA integrity_check").get == "ok"
 
@@ -155,17 +160,20 @@ def test_a_refused_batch_leaves_nothing_and_its_neighbours_are_there(file: Gated
 def test_a_type_is_known_to_those_after_it_and_a_refused_one_to_nobody(file: Gated) -> None:
     """In the same transaction and after it, also when another type takes the place of the refused one."""
     file.gate.set()
+    taken = CreateItem("taken", "Person")
     answers = file.apply_all(
         [
-            Batch((DOG, REFUSED)),
+            Batch((taken,)),
+            Batch((DOG, taken)),
             Batch((CreateItem("a", "Dog"),)),
             Batch((CAT,)),
             Batch((CreateItem("b", "Cat", {"name": "Tom"}),)),
-            Batch((DOG, REFUSED)),
+            Batch((DOG, taken)),
             Batch((CreateItem("c", "Cat", {"name": "Tom"}),)),
         ]
     )
-    assert [type(answer) for answer in answers] == [NotFoundError, InvalidError, tuple, tuple, NotFoundError, tuple]
+    kinds = [tuple, ConflictError, InvalidError, tuple, tuple, ConflictError, tuple]
+    assert [type(answer) for answer in answers] == kinds
     assert {"Dog", "Cat"} & file.schema().keys() == {"Cat"}
     query = Query(type="Cat", conditions=(Condition("name", Comparison.EQUAL, "Tom"),))
     assert [found.item.id for found in file.search(query)] == ["b", "c"]
@@ -183,7 +191,7 @@ def test_a_batch_that_comes_twice_in_a_group_is_done_once(file: Gated) -> None:
 
 @pytest.mark.parametrize("kind", [SystemExit, UnavailableError])
 def test_an_exception_in_the_middle_undoes_all(tmp_path: Path, kind: type[BaseException]) -> None:
-    """Unless it says that a batch is refused. The same store goes on afterwards, with nothing remembered."""
+    """Unless it says that a batch is refused. The same store goes on afterwards, and takes no type for known."""
 
     class Bomb(FakeClock):
         left = 10
@@ -200,7 +208,8 @@ def test_an_exception_in_the_middle_undoes_all(tmp_path: Path, kind: type[BaseEx
         with pytest.raises(kind):
             store.apply_all([Batch((DOG,)), Batch((CreateItem("a", "Dog"),)), put("x")])
         assert store.list_variables("s") == store.find_items(["a"]) == {}
-        store.apply(Batch((CAT,)))
+        with SqliteStore(tmp_path / "pod.db", KEY) as other:
+            other.apply(Batch((CAT,)))
         assert {"Dog", "Cat"} & store.schema().keys() == {"Cat"}
 
 

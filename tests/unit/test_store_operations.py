@@ -45,7 +45,7 @@ from holdfast.values import Kind
 FENCE = Fence(state="s", epoch=3, holder="h")
 EACH: dict[str, Operation] = {
     "declare_types": DeclareTypes(
-        (TypeDefinition("T", {"a": PropertyDefinition(Kind.REAL, is_indexed=True)}, {"e": ("T", "U")}),)
+        (TypeDefinition("T", {"a": PropertyDefinition(Kind.REAL, is_indexed=True)}, {"e": ("T", "U")}),), ("T",)
     ),
     "create_item": CreateItem("i", "T", {"a": 1.0, "b": 1, "c": True, "d": ""}),
     "update_item": UpdateItem("i", {"a": None, "b": "é"}, 7),
@@ -200,6 +200,7 @@ def test_what_is_no_batch_is_refused(text: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     "operation, size",
     [
+        (DeclareTypes((), ("xyz", "é")), 19 + 18),
         (DeleteItem("i"), 96 + 17),
         (CreateEdge("i", "e", "j"), 96 + 17 + 17 + 17),
         (CreateItem("i", "T", {"a": "xyz", "b": 1, "c": "é"}), 96 + 20 + 17 + 19),

@@ -288,9 +288,11 @@ _NAMES: Final = {kind: name for name, kind in OPERATIONS.items()}
 class _Scope:
     """What a token reaches at one moment: the rows of some items, and the types that it may read and write."""
 
-    def __init__(self, store: Store, token: Token, ids: Iterable[str] = ()) -> None:
+    def __init__(self, store: Store, token: Token, ids: Iterable[str] = (), *, is_declaring: bool = False) -> None:
         self._store = store
         self._token = token
+        if is_declaring:  # Before the rows: a type that is there by then and its own is its own in these, too.
+            _ = self.whole_schema
         self.rows = store.find_items([*ids, token.run, token.state])
         run, state = self.rows.get(token.run), self.rows.get(token.state)
         self.has_ended = (
@@ -414,7 +416,8 @@ class _Writing:
     @cached_property
     def scope(self) -> _Scope:
         """What the token reaches; not read for what needs no right, as a renewal."""
-        return _Scope(self._store, self._token, needs(self._batch).items)
+        is_declaring = any(isinstance(each, DeclareTypes) for each in self._batch.operations)
+        return _Scope(self._store, self._token, needs(self._batch).items, is_declaring=is_declaring)
 
     # -- the rules: the first lines stand in docs/permissions.md ------------------------------------------------------
 
@@ -485,13 +488,12 @@ class _Writing:
         source, target = (self._type_of_end(operation, end) for end in ("source", "target"))
         self._check_source(operation, source)
         row = self.scope.rows.get(operation.target)
-        is_created = operation.target in self._created
-        if not (is_created or self._can_write(target) or (row is not None and self.scope.can_read(row))):
+        if not (self._can_write(target) or (row is not None and self.scope.can_read(row))):
             why = self.scope.why("it is not its own, and of no type in its 'reads' or 'writes'")
             raise _Refusal(f"link to item {shown(operation.target)}", why, target)
         # What this edge leads to shows its secrets: it must not lead to any account whose id the plugin knows.
         is_own = operation.source in (self._token.run, self._token.state) and operation.name == "account"
-        if is_own and not is_created and operation.target not in self.scope.accounts:
+        if is_own and operation.target not in self._created and operation.target not in self.scope.accounts:
             why = "only its owner may, unless the account is created with the edge"
             raise _Refusal(f"take account {shown(operation.target)} for its own", why, target)
         return operation

@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "pod": "Back up the Pod, and restore it.",
     "run": "Run a plugin from where it was.",
     "runs": "See what runs, stop it, start it again.",
+    "serve": "Serve the Pods of this home over HTTP.",
     "snapshots": "See what is saved in a folder, prove it, and make room.",
     "state": "Look at variables, and change them.",
 }

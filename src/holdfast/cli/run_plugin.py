@@ -12,7 +12,7 @@ import click
 
 from holdfast.cli.invocation import end, run, with_common_options
 from holdfast.cli.run import carry, read_config
-from holdfast.errors import InvalidError, UnavailableError
+from holdfast.errors import InvalidError
 
 if TYPE_CHECKING:
     from holdfast.keys import Identity
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--config_file", metavar="FILE", help="Its configuration; that of the run is then ignored.")
 @click.option("--plugin_run_id", metavar="ID", help="Carry on this run.  [POD_PLUGINRUN_ID, POD_TARGET_ITEM]")
 @click.option("--owner_key", metavar="HEX", help="Whose Pod, if not this home's.  [POD_OWNER]")
-@click.option("--database_key", metavar="HEX", help="What opens it.  [POD_AUTH_JSON]")
+@click.option("--database_key", metavar="HEX", help="What opens it.  [POD_AUTH_JSON, POD_AUTH_FILE]")
 @click.option("--pod_full_address", metavar="URL", help="Where the Pod is, if not here.  [POD_FULL_ADDRESS]")
 @click.option("--read_args_from_env", is_flag=True, help="Fail unless the environment names a run.")
 @with_common_options
@@ -34,10 +34,15 @@ def command(ctx: click.Context, metadata: str | None, config_file: str | None, *
     What is not passed is taken from the environment, from the variables in brackets. Everything else is as "holdfast
     run" says.
     """
+    from holdfast.context.addresses import Address  # start-up: it brings pydantic
+    from holdfast.keys import load_or_create_identity
+
     environ = os.environ
-    if address := given["pod_full_address"] or environ.get("POD_FULL_ADDRESS"):
-        message = f"the Pod at {address!r} cannot be reached: only the one in this home can; leave the address out"
-        raise UnavailableError(message, address=address)
+    keys = {name: given[name] for name in ("owner_key", "database_key")}
+    settings = ctx.obj.settings()
+    address = Address.find(
+        environ, url=given["pod_full_address"], **keys, identity=lambda: load_or_create_identity(settings.home)
+    )
     run_id = given["plugin_run_id"]
     if run_id is None and (metadata is None or given["read_args_from_env"]):
         run_id = environ.get("POD_PLUGINRUN_ID") or _run_in(environ)
@@ -47,7 +52,8 @@ def command(ctx: click.Context, metadata: str | None, config_file: str | None, *
         ctx,
         metadata if run_id is None else None,
         folder=None if metadata is None else Path(metadata).absolute().parent,
-        identity=_identity(given["owner_key"], given["database_key"], environ),
+        address=address,
+        identity=_identity(**keys, environ=environ) if address is None else None,
         config=None if config_file is None else read_config(config_file),
         run_id=run_id,
     )
@@ -60,14 +66,17 @@ def _run_in(environ: Mapping[str, str]) -> str | None:
 
 
 def _identity(owner_key: str | None, database_key: str | None, environ: Mapping[str, str]) -> Identity | None:
+    from holdfast.context.addresses import read_auth  # as above
     from holdfast.keys import Identity  # start-up: help needs no cryptography
 
     owner_key = owner_key or environ.get("POD_OWNER")
-    if database_key is None and "POD_AUTH_JSON" in environ:
-        database_key = _json("POD_AUTH_JSON", environ["POD_AUTH_JSON"]).get("databaseKey")
+    if database_key is None:
+        database_key, token = read_auth(environ)
+        if token is not None:
+            raise InvalidError("a token opens a Pod on a server: say where that is, with POD_FULL_ADDRESS")
     if owner_key is None and database_key is None:
         return None
-    if owner_key is None or not isinstance(database_key, str):
+    if owner_key is None or database_key is None:
         raise InvalidError(
             "an owner's key and a database key must come together: one names the Pod, the other opens it"
         )

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from holdfast.blobs import DiskBlobs
+from holdfast.context.addresses import Address
 from holdfast.context.settings import Settings
 from holdfast.disk import Disk
 from holdfast.errors import ConflictError, DamagedError, DeniedError, InvalidError, NotFoundError
@@ -33,40 +35,70 @@ _log: Final = logging.getLogger(__name__)
 class PodClient(Pod):
     """The client of a Pod: on a fresh machine ``PodClient()`` makes keys and file, and just works.
 
-    Without a URL the Pod is a file in this process's reach; see `holdfast.pod.Pod` for what a client can do. It is a
-    context manager; one that is not closed is closed when the process ends.
+    Without a URL the Pod is a file in this process's reach, unless nothing at all is said and the environment is that
+    of a run that was given a Pod elsewhere; see `holdfast.pod.Pod` for what a client can do. It is a context manager;
+    one that is not closed is closed when the process ends.
 
     Args:
+        url: The server with the Pod, as in ``https://pod.example``; None: see above. The owner's Pod is made there, if
+            there is none.
         owner_key: Whose Pod, 64 hexadecimal digits; None: the owner in ``keys.json``.
         database_key: What opens it, 64 hexadecimal digits; comes with ``owner_key`` or not at all.
+        token: What opens it for a run, instead of ``database_key``; only with ``url``.
         home: The folder with keys and Pods; None: as `Settings.read` says.
         settings: All settings together, instead of ``home``.
 
     Raises:
         DeniedError: The keys do not open the Pod, or a key file can be read by others.
-        DamagedError, InvalidError, UnavailableError: As `SqliteStore` and `holdfast.keys` say.
+        DamagedError, InvalidError, UnavailableError: As `SqliteStore`, `holdfast.keys` and `holdfast.remote` say.
     """
 
     def __init__(
         self,
         *,
+        url: str | None = None,
         owner_key: str | None = None,
         database_key: str | None = None,
+        token: str | None = None,
         home: str | os.PathLike[str] | None = None,
         settings: Settings | None = None,
     ) -> None:
-        if (owner_key is None) != (database_key is None):
+        if (owner_key is None) != (database_key is None and token is None) or (database_key and token):
             raise InvalidError("owner_key and database_key must come together: one names the Pod, the other opens it")
-        given = None if owner_key is None or database_key is None else Identity(owner_key, database_key)
+        if token is not None and url is None:
+            raise InvalidError("a token opens a Pod on a server: say its url as well")
+        says_nothing = url is None and owner_key is None and home is None and settings is None
         self.settings = settings or Settings.read(home=home)
-        path, key = unlock(self.settings, given)
-        super().__init__(SqliteStore(path, key))
+        given = None if owner_key is None or database_key is None else Identity(owner_key, database_key)
+        if url is not None and token is not None and owner_key is not None:
+            address = Address(url=url, owner_key=owner_key, token=token)
+        else:
+            environ = self.settings.environ if says_nothing else dict[str, str]()
+            keys = {} if given is None else {"owner_key": given.owner_key, "database_key": given.database_key}
+            address = Address.find(environ, url=url, **keys, identity=self._own_identity)
+        if address is None:
+            path, key = unlock(self.settings, given)
+            self._where = str(self.settings.home)
+            super().__init__(SqliteStore(path, key), files=files_of(self.settings, path.stem, key))
+            return
+        from holdfast.remote import RemoteFiles, RemoteStore, make_pod  # start-up: for those whose Pod is elsewhere
+
+        connection = address.connect()
+        if address.token is None:
+            make_pod(connection)
+        self._where = connection.url
+        super().__init__(RemoteStore(connection), files=RemoteFiles(connection))
+
+    def _own_identity(self) -> Identity:
+        return load_or_create_identity(self.settings.home)
 
     def __repr__(self) -> str:
-        return f"<PodClient {str(self.settings.home)!r}>"
+        return f"<PodClient {self._where!r}>"
 
 
-def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | None = None) -> tuple[Path, bytes]:
+def unlock(
+    settings: Settings, given: Identity | None = None, *, keeps_key: bool = True, disk: Disk | None = None
+) -> tuple[Path, bytes]:
     """Return the file of a Pod and its data key; on a fresh machine make the folder, the keys and the envelope.
 
     The process may die on any line: each file is there whole or not, and each is made only after what it needs.
@@ -74,6 +106,7 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
     Args:
         settings: Where everything lies.
         given: The owner; None: the one in ``keys.json``, which is made if there is none.
+        keeps_key: Keep the data key in the keyring, for the times when the owner is away.
         disk: Where the home lies.
     """
     disk = disk or Disk()
@@ -113,9 +146,14 @@ def unlock(settings: Settings, given: Identity | None = None, *, disk: Disk | No
             )
             raise DamagedError(message, path=str(path))
         SqliteStore(path, key, disk=disk).close()
-    if not is_kept:  # only now, so that a key in the keyring says: this file was made once
+    if not is_kept and keeps_key:  # only now, so that a key in the keyring says: this file was made once
         keyring.put(owner, key)
     return path, key
+
+
+def files_of(settings: Settings, owner: str, key: bytes, *, disk: Disk | None = None) -> DiskBlobs:
+    """Return what keeps the bytes of an owner's files."""
+    return DiskBlobs(settings.home / "files" / owner, key, disk=disk)
 
 
 def pod_key_id(settings: Settings) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
+from holdfast.context.addresses import Address
 from holdfast.context.pods import unlock
 from holdfast.context.settings import Settings
 from holdfast.engine import (
@@ -31,6 +33,7 @@ from holdfast.plugins import PluginBase, Source, arguments_from
 from holdfast.pod import Pod
 from holdfast.runs import Outcome, Status
 from holdfast.sql import SqliteStore
+from holdfast.store import Store
 from holdfast.values import shown
 
 _MAX_LOOKS: Final = 10
@@ -46,6 +49,7 @@ def carry_out(
     is_new: bool = False,
     run_id: str | None = None,
     identity: Identity | None = None,
+    address: Address | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
     owns_process: bool = False,
     timing: Timing | None = None,
@@ -63,6 +67,8 @@ def carry_out(
         is_new: Begin a run even if there is an unfinished one.
         run_id: Carry on this run.
         identity: The owner; None: the one in ``keys.json``.
+        address: Where the Pod is, if not in the home; locks, logs and snapshots are there nevertheless. A run with a
+            token has been claimed for: ``run_id`` names it.
         on_progress: As `Runner` says.
         owns_process: As `Runner` says.
         timing: As `Runner` says.
@@ -72,13 +78,14 @@ def carry_out(
             module raises. Nothing was written.
         ConflictError: Another run holds the plugin state, or this one is carried out elsewhere or has ended.
     """
-    path, key = unlock(settings, identity)
-    store = SqliteStore(path, key)
+    open_store = _opening(settings, identity, address)
+    store = open_store()
 
     def drive(cls: type[PluginBase], run: PluginRun, plugin_state: PersistentState) -> Outcome:
         id_ = run.id or ""
         runner = Runner(
-            lambda: SqliteStore(path, key),
+            open_store,
+            holder=None if address is None or address.token is None else _holder(store, plugin_state),
             locks=settings.locks_path,
             snapshots=settings.snapshots_path,
             owns_process=owns_process,
@@ -127,6 +134,25 @@ def carry_out(
                 if not looks_left or not _came_late(exc, found.id):
                     raise
     raise AssertionError  # the last look returns or raises
+
+
+def _opening(settings: Settings, identity: Identity | None, address: Address | None) -> Callable[[], Store]:
+    """Return what opens the Pod, as often as it is called."""
+    if address is None:
+        path, key = unlock(settings, identity)
+        return lambda: SqliteStore(path, key)
+    from holdfast.remote import RemoteStore, make_pod  # start-up: for those whose Pod is elsewhere
+
+    if address.token is None:
+        with closing(address.connect()) as connection:
+            make_pod(connection)
+    return lambda: RemoteStore(address.connect())
+
+
+def _holder(store: Store, state: PersistentState) -> str:
+    """Return for whom the plugin state was claimed, which a token shows to who presents it."""
+    lease = store.find_lease(state.id or "")
+    return "" if lease is None else lease.holder
 
 
 def _came_late(exc: HoldfastError, run: str | None) -> bool:

@@ -240,11 +240,13 @@ class Disk(Locks):
                     stack.callback(os.close, fd)
             # Without leaving early: what was begun goes on, and its descriptor may be another file's by then.
             with uninterrupted():
-                self._at_once([partial(self._flush_one, path, fd) for path, fd in opened.items()])
+                self._at_once(
+                    [partial(self._flush_one, path, fd, is_folder=path not in files) for path, fd in opened.items()]
+                )
 
-    def _flush_one(self, path: Path, fd: int) -> None:
+    def _flush_one(self, path: Path, fd: int, *, is_folder: bool) -> None:
         with translated(path, "flush"):
-            (self._flush_folder if stat.S_ISDIR(os.fstat(fd).st_mode) else self._flush)(fd)
+            (self._flush_folder if is_folder else self._flush)(fd)
 
     def make_folder(self, path: StrPath) -> None:
         """Make a new folder in one that is being built; neither is flushed.

@@ -64,7 +64,7 @@ class Saving:
         self._disk = disk or Disk()
         self._version = plugin.state_version
         self._disk.put_folder(folder)
-        self._store = StateStore(folder)
+        self._store = StateStore(folder, disk=self._disk)
         self._registered = dict(plugin.snapshots.registered)
         for name, each in self._registered.items():
             self._store.register(name, each)
@@ -73,6 +73,7 @@ class Saving:
         self._condition.reset()
         self._keeper = plugin.snapshot_keeper(folder)
         self._keeper.protected = self._protected
+        self._keeper.disk = self._disk
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._is_wanted = False
@@ -98,7 +99,7 @@ class Saving:
         try:
             self._load(path)
         except (DamagedError, FileNotFoundError) as exc:
-            if not _is_damaged(path):  # then it is an object of the plugin that says so, of something else
+            if not _is_damaged(path, self._disk):  # then it is an object of the plugin that says so, of something else
                 raise
             self._fall_back(path, exc)
             return False
@@ -108,7 +109,7 @@ class Saving:
 
     def _load(self, path: Path) -> None:
         """Load a snapshot; what it does not hold stays as it was set up, if it is of an older version."""
-        manifest = read_manifest(path)
+        manifest = read_manifest(path, disk=self._disk)
         missing = [name for name in self._registered if name not in manifest.objects]
         if not missing:
             self._store.load_state(path)
@@ -121,7 +122,7 @@ class Saving:
             )
             raise NotFoundError(message, **facts)
         _log.warning("snapshot.lacks", extra=facts)
-        with StateStore(self._folder) as store:
+        with StateStore(self._folder, disk=self._disk) as store:
             for name, each in self._registered.items():
                 if name not in missing:
                     store.register(name, each)
@@ -246,9 +247,9 @@ class Saving:
             earlier = earlier[earlier.index(damaged.name) + 1 :]
         for at, name in enumerate(earlier):
             path = self._folder / name
-            if _is_damaged(path):
+            if _is_damaged(path, self._disk):
                 continue
-            attached = read_manifest(path).attached
+            attached = read_manifest(path, disk=self._disk).attached
             with self._client.transaction():
                 put_variables(self._client, self._state, cast("Mapping[str, Value]", attached["variables"]))
                 put_version(self._client, self._state, cast("int", attached["state_version"]))
@@ -277,8 +278,8 @@ def _is_marked(candidate: Candidate) -> bool:
     return (candidate.path / _MARK).exists()
 
 
-def _is_damaged(path: Path) -> bool:
+def _is_damaged(path: Path, disk: Disk) -> bool:
     try:
-        return bool(verify(path))
+        return bool(verify(path, disk=disk))
     except HoldfastError:  # a manifest that cannot be read, or gone meanwhile
         return True

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
+from holdfast.auth import rights_of
 from holdfast.errors import InvalidError, NotFoundError, PluginError
 from holdfast.items import Account, PluginRun, definition_of
 from holdfast.plugins.base import PluginBase
@@ -126,7 +127,7 @@ def read_metadata(path: Path) -> Source:
     """Read a plugin's metadata: one JSON object with ``pluginModule`` and ``pluginName`` at least.
 
     Other properties of a PluginRun may be there; ``account`` is an object that becomes an Account; ``config`` may be
-    an object as well as JSON text. What is unknown is warned of and left out.
+    an object as well as JSON text, ``reads`` and ``writes`` lists. What is unknown is warned of and left out.
 
     Raises:
         NotFoundError: There is no such file.
@@ -151,7 +152,11 @@ def read_metadata(path: Path) -> Source:
         raise InvalidError(f"'account' in {str(path)!r} must be an object, not {shown(account)}", path=str(path))
     if isinstance(given.get("config"), dict):
         given["config"] = json.dumps(given["config"])
+    for name in ("reads", "writes"):
+        if isinstance(given.get(name), list):
+            given[name] = json.dumps(given[name])
     properties = _known(PluginRun, given, path)
+    rights_of(properties)  # refuses what is no list of types
     if properties.get("status", Status.IDLE) not in _BEGINNINGS:
         message = (
             f"'status' in {str(path)!r} cannot be {shown(given['status'])}: a run begins as {', '.join(_BEGINNINGS)}"

@@ -31,7 +31,7 @@ BLOCK_BYTES: Final = 16 * CHUNK_BYTES
 
 _FIRST_BYTES: Final = 8 * 2**20
 _NONCE: Final = bytes(12)
-_TRIED_BLOCKS: Final = 4
+_TRIED_BLOCKS: Final = 2
 
 
 class Place(NamedTuple):
@@ -53,7 +53,6 @@ class Span:
         is_dirty: For each chunk 1 if it may hold something else than what was stored.
         tags: The tag of each whole block that was copied, by its first byte in staging.
         untagged: The blocks that were copied and have no tag yet.
-        dense: The leaves, by where they begin, of which most had changed when they were stored last.
     """
 
     first: int = 0
@@ -62,7 +61,6 @@ class Span:
     is_dirty: bytearray = field(default_factory=bytearray)
     tags: dict[int, bytes] = field(default_factory=dict[int, bytes])
     untagged: dict[int, int] = field(default_factory=dict[int, int])
-    dense: set[int] = field(default_factory=set[int])
 
 
 class Tagger:
@@ -128,10 +126,7 @@ class Staging:
             if layout != span.layout:
                 self._lay_out(span, layout)
             for at, data in tree.leaves:
-                if at in span.dense and self._is_still_dense(span, at, data):
-                    self._leave(span, at, data)
-                else:
-                    self._copy_changed(span, at, data)
+                self._copy_changed(span, at, data)
 
     @property
     def left_bytes(self) -> int:
@@ -159,12 +154,6 @@ class Staging:
         """Note where all that was captured is stored now."""
         for name, places in stored.items():
             span = self.spans[name]
-            changed = bytes(old not in (None, new) for old, new in zip(span.stored, places, strict=True))
-            span.dense = set()
-            for at, length in span.layout:
-                first, end = at // CHUNK_BYTES, -(-(at + length) // CHUNK_BYTES)
-                if 2 * changed.count(1, first, end) > end - first:
-                    span.dense.add(at)
             span.stored = list(places)
             span.is_dirty = bytearray(len(places))
 
@@ -183,7 +172,6 @@ class Staging:
         """Let a span hold nothing that was captured, and zeros wherever its leaves will not be."""
         size, start, end = len(span.is_dirty) * CHUNK_BYTES, span.first * CHUNK_BYTES, 0
         span.is_dirty, span.tags, span.untagged = bytearray(b"\1" * len(span.is_dirty)), {}, {}
-        span.dense = set()
         for at, length in (*layout, (size, 0)):
             self.memory[start + end : start + at] = bytes(at - end)
             end = at + length
@@ -198,12 +186,6 @@ class Staging:
                 span.tags.pop(start + offset, None)
                 span.untagged[start + offset] = min(BLOCK_BYTES, len(data) - offset)
         self.left.append((start, data))
-
-    def _is_still_dense(self, span: Span, at: int, data: memoryview) -> bool:
-        """Say whether a leaf that changed everywhere seems to have done so again: by a block in its middle."""
-        middle = len(data) // BLOCK_BYTES // 2 * BLOCK_BYTES
-        tag = span.tags.get(span.first * CHUNK_BYTES + at + middle)
-        return len(data) < 8 * BLOCK_BYTES or tag != self.tagger.tag(data[middle : middle + BLOCK_BYTES])
 
     def _copy_changed(self, span: Span, at: int, data: memoryview) -> None:
         """Copy the blocks of one leaf that changed, and all from where most did."""
@@ -221,7 +203,7 @@ class Staging:
                 span.tags.pop(start + offset, None)
                 self.memory[start + offset : start + offset + len(block)] = block
                 span.tags[start + offset] = tag
-                if number >= _TRIED_BLOCKS and 2 * changed > number:
+                if changed >= _TRIED_BLOCKS and 2 * changed > number + 1:
                     self._leave(span, at + offset + len(block), data[offset + len(block) :])
                     return
 

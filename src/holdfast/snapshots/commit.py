@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -201,19 +202,13 @@ class Commit:
             self._disk.make_folder(self._job.folder / PACKS)
         shared = self._share_packs(needed)
         todo: dict[str, list[int]] = {}
-        known: defaultdict[bytes, list[Place]] = defaultdict(list)
         for name, span in spans.items():
             places = stored[name]
             if len(shared) < len(needed):
                 places[:] = [place if place is not None and place.pack in shared else None for place in places]
-            numbers = todo[name] = [
-                number for number, is_dirty in enumerate(span.is_dirty) if is_dirty or places[number] is None
-            ]
-            for place in (places[number] for number in numbers):
-                if place is not None:
-                    known[place.digest].append(place)
+            todo[name] = [number for number, is_dirty in enumerate(span.is_dirty) if is_dirty or places[number] is None]
         if any(todo.values()):
-            self._write(todo, known, stored)
+            self._write(todo, stored)
         used = {place.pack for places in stored.values() for place in places if place is not None}
         for name in self._packs.keys() - used:
             self._disk.delete(self._job.folder / PACKS / name)
@@ -234,28 +229,30 @@ class Commit:
                 self._packs[name] = pack
         return set(self._packs)
 
-    def _write(
-        self,
-        todo: Mapping[str, Sequence[int]],
-        known: Mapping[bytes, list[Place]],
-        stored: Mapping[str, list[Place | None]],
-    ) -> None:
+    def _write(self, todo: Mapping[str, Sequence[int]], stored: Mapping[str, list[Place | None]]) -> None:
         spans = self._staging.spans
+        before = [stored[name][number] for name, numbers in todo.items() for number in numbers]
+        spare = [place for place in before if place is not None]
         tagged = [(name, block) for name in stored for block in spans[name].untagged.items()]
         work = Work(
             chunks=[spans[name].first + number for name, numbers in todo.items() for number in numbers],
-            known=[digest for digest, places in known.items() for _ in places],
+            known=[place.digest for place in spare],
             blocks=[block for _, block in tagged],
             key=self._staging.tagger.key,
         )
         pack = os.urandom(16).hex()
         path = self._job.folder / PACKS / pack
         done = self._write_pack(work, path, self._advance)
-        outcomes = zip(done.digests, done.slots, strict=True)
+        placed = list(map(Place, done.digests, repeat(pack), done.slots))
+        if -1 in done.slots:
+            known: defaultdict[bytes, list[Place]] = defaultdict(list)
+            for place in spare:
+                known[place.digest].append(place)
+            placed = [known[place.digest].pop() if place.slot < 0 else place for place in placed]
+        outcomes = iter(placed)
         for name, numbers in todo.items():
-            places = stored[name]
-            for number, (digest, slot) in zip(numbers, outcomes, strict=False):
-                places[number] = known[digest].pop() if slot < 0 else Place(digest, pack, slot)
+            for number, place in zip(numbers, outcomes, strict=False):
+                stored[name][number] = place
         for (name, (start, _)), tag in zip(tagged, done.tags, strict=True):
             spans[name].tags[start] = tag
             del spans[name].untagged[start]

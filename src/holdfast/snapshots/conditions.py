@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from types import FrameType
+from typing import Any
 
 from holdfast.errors import InvalidError
 from holdfast.values import shown
@@ -116,19 +117,29 @@ class OnSignal(SaveCondition):
     """Due once after each signal that came: SIGTERM, unless others are given.
 
     From when it is made until `close`, such a signal no longer ends the process: the application saves, and then ends
-    itself, or not. A handler that was there before is called first.
+    itself, or not. A handler that was there before is called first. Several may wait for one signal, and be closed in
+    any order.
 
     Raises:
-        InvalidError: It is made outside the main thread, where Python takes no handlers.
+        InvalidError: It is made outside the main thread, where Python takes no handlers; or a number is that of no
+            signal, or of one that no program can handle (SIGKILL, SIGSTOP). Then no handler was changed.
     """
 
     def __init__(self, *numbers: int) -> None:
         if threading.current_thread() is not threading.main_thread():
             raise InvalidError("OnSignal cannot be made here: Python takes signal handlers in the main thread only")
-        self._is_due = False
-        self._before = {number: signal.getsignal(number) for number in numbers or (signal.SIGTERM,)}
-        for number in self._before:
-            signal.signal(number, self._note)
+        self._is_due = self._is_closed = False
+        self._before: dict[int, Any] = {}
+        for number in numbers or (signal.SIGTERM,):
+            try:
+                before = signal.signal(number, self._note)
+            except (OSError, ValueError, TypeError) as exc:
+                self.close()
+                raise InvalidError(
+                    f"OnSignal cannot wait for {shown(number)}: the number of a signal that programs may handle is "
+                    "expected"
+                ) from exc
+            self._before.setdefault(number, before)
 
     def is_due(self) -> bool:
         """See `SaveCondition.is_due`."""
@@ -144,12 +155,15 @@ class OnSignal(SaveCondition):
 
     def close(self) -> None:
         """Let the signals do what they did before; one whose handler is another's by now is left to it."""
+        self._is_closed = True
         for number, before in self._before.items():
+            while isinstance(owner := getattr(before, "__self__", None), OnSignal) and owner._is_closed:
+                before = owner._before[number]  # noqa: PLW2901 – that one could not be taken out when it was closed
             if signal.getsignal(number) == self._note:
-                signal.signal(number, before)
+                signal.signal(number, before or signal.SIG_DFL)  # none: it was set by C code, and is out of reach
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_due = True
-        before = self._before[number]
+        before = self._before.get(number)  # it comes while this is being made
         if callable(before) and before is not signal.default_int_handler:
             before(number, frame)

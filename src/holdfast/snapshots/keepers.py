@@ -271,7 +271,8 @@ class LatestStatesKeeper(_FolderKeeper):
 
     Saving sets the time of a directory to that of its manifest, so the newest is the one that was saved last. Of equal
     times the later name is the newer. With 0 it keeps none, with a negative number all. It looks at names and times
-    alone: a damaged snapshot counts, and even the only valid one goes if the number says so.
+    alone: a damaged snapshot counts, and even the only valid one goes if the number says so. Only an empty directory
+    takes no place beside snapshots with a manifest.
 
     Args:
         states_dir: The folder with the snapshots; if it is not there, nothing is selected.
@@ -294,7 +295,8 @@ class LatestStatesKeeper(_FolderKeeper):
         self._otherwise = f"not one of the {max_keep} newest"
 
     def _keep(self, candidates: Sequence[Candidate]) -> Mapping[Path, str]:
-        ordered = sorted(candidates, key=lambda each: (each.modified_at_ns, each.path.name), reverse=True)
+        counted = candidates if self.max_keep < 0 else _without_leftovers(candidates)
+        ordered = sorted(counted, key=lambda each: (each.modified_at_ns, each.path.name), reverse=True)
         kept = ordered if self.max_keep < 0 else ordered[: self.max_keep]
         return {each.path: f"one of the {len(kept)} newest" for each in kept}
 
@@ -307,7 +309,8 @@ class SpacedStatesKeeper(_FolderKeeper):
 
     Periods are those of UTC by the manifests, weeks begin on Monday, and only periods with a snapshot are counted: what
     is kept depends on no clock, and a time without snapshots costs nothing. One snapshot may stand for several periods.
-    What has a manifest that cannot be read, as that of a newer format, is kept and stands for none.
+    What has a manifest that cannot be read, as that of a newer format, is kept and stands for none; nor does an empty
+    directory beside snapshots with a manifest.
 
     Args:
         states_dir: As for `LatestStatesKeeper`, and so are ``state_name_pattern`` and ``protected``.
@@ -340,7 +343,7 @@ class SpacedStatesKeeper(_FolderKeeper):
         kept = _unreadable(candidates)
         for name, count in self.counts.items():
             seen: set[object] = set()
-            for each in candidates:
+            for each in _without_leftovers(candidates):
                 period = _PERIODS[name](each.created_at)
                 if not each.problem and period not in seen and len(seen) < count:
                     seen.add(period)
@@ -406,6 +409,20 @@ class PinnedStatesKeeper(_FolderKeeper):
 
 def _unreadable(candidates: Sequence[Candidate]) -> dict[Path, str]:
     return {each.path: f"cannot be judged: {each.problem}" for each in candidates if each.problem}
+
+
+def _without_leftovers(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Leave out what is empty if anything has a manifest: where no rename spares what is there, a kill leaves that."""
+    if not any(each.has_manifest for each in candidates):
+        return candidates  # of older programs, whose objects may have saved nothing
+    return [each for each in candidates if each.has_manifest or not _is_empty(each.path)]
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return not any(path.iterdir())
+    except OSError:
+        return False  # who knows
 
 
 class _CombinedKeeper(StatesKeeper):

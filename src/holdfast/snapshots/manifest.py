@@ -10,26 +10,28 @@ whatever the format of the rest::
     "metrics": {"loss": 0.5}, "attached": {}}
 
 Values and pure functions, but for `read_manifest`. A hash proves that bytes are what their writer meant, not that the
-writer meant well: every path, count and size is checked here, before anybody uses it.
+writer meant well: every path, count and size is checked here, before anybody uses it. What is to be written goes
+through the same checks, so nothing is saved that could not be loaded.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+import stat
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
 
-from holdfast.disk import Disk, StrPath
-from holdfast.errors import DamagedError, InvalidError
+from holdfast.disk import Disk, StrPath, translate
+from holdfast.errors import DamagedError, InvalidError, UnavailableError
 from holdfast.values import shown
 
 FORMAT: Final = 1
@@ -47,15 +49,20 @@ OURS: Final = ".snap"
 MANIFEST: Final = f"{OURS}/manifest.json"
 PACKS: Final = f"{OURS}/packs"
 
-MAX_MANIFEST_BYTES: Final = 64 * 2**20
+MAX_MANIFEST_BYTES: Final = 32 * 2**20
 MAX_SLOTS: Final = 2**24
 """How many chunks a pack may have: 1 TiB."""
 
 _HEAD: Final = re.compile(rb'\{"blake3": "([0-9a-f]{64})",\n')
 _HEX: Final = re.compile(r"[0-9a-f]+")
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _BLOCK_BYTES: Final = 4096
 _MAX_SIZE: Final = 2**63 - 1
-_MAX_DEPTH: Final = 100
+_MAX_TIME_NS: Final = 7_258_118_400 * 10**9
+"""The year 2200. What is saved after a snapshot is later than it, and has to have a time as well."""
+_MAX_FOLDERS: Final = 100
+_MAX_DEPTH: Final = 200
 
 
 class File(NamedTuple):
@@ -159,7 +166,8 @@ class Manifest:
         """Return the content of its file.
 
         Raises:
-            InvalidError: ``attached`` is no JSON, a metric no finite number, or all of it more than 64 MiB.
+            InvalidError: ``attached`` is no JSON, or deeper than 200 levels, a metric no finite number, all of it more
+                than 32 MiB; or whatever else no reader would accept.
         """
         document = {
             "format": FORMAT,
@@ -176,16 +184,19 @@ class Manifest:
             "attached": dict(self.attached),
         }
         try:
-            _check_given(self.metrics, document["attached"])
             rest = json.dumps(document, allow_nan=False)[1:].encode()
+            data = f'{{"blake3": "{blake3(rest).hexdigest()}",\n'.encode() + rest
+            if len(data) <= MAX_MANIFEST_BYTES:
+                _check_readable(self, data)
         except (TypeError, ValueError, RecursionError) as exc:
-            message = f"these metrics and attachments cannot be stored with a snapshot: {exc}; finite numbers by name, "
-            raise InvalidError(f"{message}and JSON by name, are expected") from exc
-        if len(rest) > MAX_MANIFEST_BYTES // 2:
+            expected = "finite numbers by name, and JSON by name, are expected"
+            raise InvalidError(f"this cannot be stored with a snapshot: {exc}; {expected}") from exc
+        if len(data) > MAX_MANIFEST_BYTES:
             raise InvalidError(
-                f"a manifest of {len(rest)} bytes is too large: save less with the snapshot, or fewer files"
+                f"a manifest of {len(data)} bytes is too large: attach less to the snapshot, or save fewer files; at "
+                f"most {MAX_MANIFEST_BYTES} bytes are allowed"
             )
-        return f'{{"blake3": "{blake3(rest).hexdigest()}",\n'.encode() + rest
+        return data
 
 
 def read_manifest(path: StrPath, *, disk: Disk | None = None) -> Manifest:
@@ -193,19 +204,33 @@ def read_manifest(path: StrPath, *, disk: Disk | None = None) -> Manifest:
 
     Raises:
         NotFoundError: There is none, or no such folder (FileNotFoundError as well).
-        DamagedError: It is not what was written, or lies about what can be.
-        InvalidError: A newer release wrote it.
+        DamagedError: It is not what was written, or lies about what can be; or a link, a folder or a pipe has its name.
+        InvalidError: A newer release wrote it; or ``path`` is no folder.
+        RecursionError: It was called so deep that Python has no room left to parse it.
     """
     place, disk = Path(path) / MANIFEST, disk or Disk()
     try:
-        if place.lstat().st_size > MAX_MANIFEST_BYTES:
-            raise _damaged(place, f"it has more than {MAX_MANIFEST_BYTES} bytes")
-    except OSError:
-        pass  # what it is, reading says
-    data = disk.read(place)
+        above = place.parent.lstat()
+        found = place.lstat() if stat.S_ISDIR(above.st_mode) else above
+    except (OSError, ValueError) as exc:
+        raise translate(exc, place, "read") from exc
+    if not stat.S_ISREG(found.st_mode) or found is above:
+        raise _damaged(place, "it is no plain file in a folder of the snapshot")
+    if found.st_size > MAX_MANIFEST_BYTES:
+        raise _damaged(place, f"it has more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        data = disk.read(place)
+    except UnavailableError as exc:
+        if exc.facts.get("errno") != "EIO":
+            raise
+        raise _damaged(place, "the disk failed to read it") from exc
     try:
         return _parse(data)
-    except (ValueError, KeyError, RecursionError) as exc:
+    except RecursionError as exc:
+        if depth_of(data) <= _MAX_DEPTH:  # so it is as deep as they are: too deep is who called this
+            raise
+        raise _damaged(place, "it is too deep") from exc
+    except (ValueError, KeyError) as exc:
         if isinstance(exc, InvalidError):
             raise InvalidError(f"the snapshot {str(path)!r} cannot be read: {exc}", path=str(path)) from exc
         raise _damaged(place, str(exc)) from exc
@@ -224,7 +249,24 @@ def check_entry(name: object) -> str:
     """
     if type(name) is not str or not name or name in {".", ".."} or "/" in name or "\0" in name:
         raise ValueError(f"{shown(name)} is not the name of an entry")
+    os.fsencode(name)  # its UnicodeEncodeError is a ValueError
     return name
+
+
+def depth_of(data: bytes) -> int:
+    """Return how many levels of lists and objects JSON has, valid or not; without recursion."""
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    return max(accumulate(1 if each in b"[{" else -1 for each in brackets), default=0)
+
+
+def parse_json(data: bytes) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: It is none; it has a name twice in one object, of which two readers might take two values; or NaN.
+        RecursionError: It is too deep, or who called this.
+    """
+    return json.loads(data, object_pairs_hook=unique, parse_constant=_refuse)
 
 
 def _damaged(place: Path, reason: str) -> DamagedError:
@@ -238,7 +280,7 @@ def _parse(data: bytes) -> Manifest:
         raise ValueError("it does not begin with its hash")
     if blake3(memoryview(data)[head.end() :]).hexdigest().encode() != head[1]:
         raise ValueError("its bytes do not have the hash that it begins with")
-    document = _object(json.loads(data, object_pairs_hook=unique, parse_constant=_refuse))
+    document = _object(parse_json(data))
     written = _count(document.get("format"))
     if written > FORMAT:
         raise InvalidError(f"it has format {written}, and this release reads formats up to {FORMAT}: update Holdfast")
@@ -252,12 +294,12 @@ def _parse(data: bytes) -> Manifest:
     objects = _object(document["objects"])
     manifest = Manifest(
         id=_digits(document["id"], 32),
-        created_at_ns=_count(document["created_at_ns"]),
+        created_at_ns=_count(document["created_at_ns"], at_most=_MAX_TIME_NS),
         objects=MappingProxyType({check_entry(name): _stored(each) for name, each in objects.items()}),
         files=files,
         folders=tuple(_path(path) for path in _list(document["folders"])),
         packs=packs,
-        metrics=MappingProxyType({name: _number(value) for name, value in _object(document["metrics"]).items()}),
+        metrics=MappingProxyType({_text(name): _number(each) for name, each in _object(document["metrics"]).items()}),
         attached=MappingProxyType(_object(document["attached"])),
     )
     if any(pack.slots > MAX_SLOTS for pack in packs):
@@ -301,12 +343,14 @@ def _check_chunks(manifest: Manifest) -> None:
             raise ValueError(f"two chunks are slot {after[1]} of pack {after[0]}")
 
 
-def _check_given(metrics: Mapping[str, float], attached: object) -> None:
-    for name, value in metrics.items():
-        _text(name)
-        _number(value)
-    if json.loads(json.dumps(attached, allow_nan=False)) != attached:
-        raise ValueError(f"JSON would not give back {shown(attached)}")
+def _check_readable(manifest: Manifest, data: bytes) -> None:
+    """Refuse what would not be read back as it is."""
+    read = _parse(data)
+    for given, found in ((manifest.metrics, read.metrics), (manifest.attached, read.attached)):
+        if given != found:
+            raise ValueError(f"JSON would not give back {shown(dict(given))}")
+    if depth_of(data) > _MAX_DEPTH:
+        raise ValueError(f"what is attached is more than {_MAX_DEPTH} levels deep")
 
 
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -340,53 +384,50 @@ def _stored(value: object) -> Stored:
     )
 
 
+def _expect(value: Any, expected: str, *, is_there: object) -> Any:
+    if not is_there:
+        raise ValueError(f"{shown(value)} stands where {expected} is expected")
+    return value
+
+
 def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{shown(value)} stands where an object is expected")  # noqa: TRY004 – of JSON, not of Python
-    return cast("dict[str, Any]", value)
+    return _expect(value, "an object", is_there=isinstance(value, dict))
 
 
 def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{shown(value)} stands where a list is expected")  # noqa: TRY004
-    return cast("list[Any]", value)
+    return _expect(value, "a list", is_there=isinstance(value, list))
 
 
 def _rows(value: object, width: int) -> Iterable[list[Any]]:
     for row in _list(value):
-        if len(_list(row)) != width:
-            raise ValueError(f"{shown(row)} stands where {width} values are expected")
-        yield row
+        yield _expect(row, f"a list of {width} values", is_there=len(_list(row)) == width)
 
 
-def _count(value: object, *, at_least: int = 0) -> int:
-    if type(value) is not int or not at_least <= value <= _MAX_SIZE:
-        raise ValueError(f"{shown(value)} stands where a count of {at_least} or more is expected")
-    return value
+def _count(value: object, *, at_least: int = 0, at_most: int = _MAX_SIZE) -> int:
+    is_there = type(value) is int and at_least <= value <= at_most
+    return _expect(value, f"a count from {at_least} to {at_most}", is_there=is_there)
 
 
-def _number(value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{shown(value)} stands where a finite number is expected")
-    return value
+def _number(value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _expect(value, "a finite number", is_there=is_number and abs(value) <= sys.float_info.max)
 
 
-def _text(value: object) -> str:
-    if type(value) is not str:
-        raise ValueError(f"{shown(value)} stands where text is expected")
+def _text(value: str) -> str:
+    value.encode()  # a lone surrogate, which cannot be printed, is a ValueError
     return value
 
 
 def _digits(value: object, length: int) -> str:
-    if type(value) is not str or len(value) != length or not _HEX.fullmatch(value):
-        raise ValueError(f"{shown(value)} stands where {length} hexadecimal digits are expected")
-    return value
+    is_there = type(value) is str and len(value) == length and _HEX.fullmatch(value)
+    return _expect(value, f"a number of {length} hexadecimal digits", is_there=is_there)
 
 
 def _path(value: object) -> str:
     parts = value.split("/") if type(value) is str else [""]
     for part in parts:
         check_entry(part)
-    if parts[0].startswith(".") or len(parts) > _MAX_DEPTH:
-        raise ValueError(f"{shown(value)} is no place for an object's files")
+    if parts[0].startswith(".") or len(parts) > _MAX_FOLDERS:
+        expected = f"no dot to begin with, and at most {_MAX_FOLDERS} parts, are expected"
+        raise ValueError(f"{shown(value)} is no place for an object's files: {expected}")
     return "/".join(parts)

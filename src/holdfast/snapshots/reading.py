@@ -1,11 +1,13 @@
 """Snapshots as they are read: whole or refused, and not removed under their reader.
 
-What is read is hashed as it comes, and what was hashed is what is handed out: the file is not read a second time. Who
-reads shares a lock that stands beside the snapshot, in ``.locks``, so that the snapshot itself is never written to.
+Chunks are hashed as they come, and the very bytes that were hashed are handed out. What objects wrote themselves is
+hashed before, and they read it again. Who reads shares a lock that stands beside the snapshot, in ``.locks``, so that
+the snapshot itself is never written to.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -98,12 +100,13 @@ def is_being_read(path: StrPath, *, disk: Disk | None = None) -> bool:
 def verify(path: StrPath, *, on_progress: Progress | None = None, disk: Disk | None = None) -> list[Fault]:
     """Read all of a snapshot and return what is not as it was written; nothing: it is whole.
 
-    Files that are missing, changed, or in a folder of an object without having been saved with it are faults. Entries
-    beside the objects whose name begins with a dot are not looked at, nor are those in ``.snap`` that are no packs.
+    Files that are missing, changed, or in a folder of an object without having been saved with it are faults; so are
+    links, wherever they lead. Entries beside the objects whose name begins with a dot are not looked at, nor are those
+    in ``.snap`` that are no packs.
 
     Raises:
         NotFoundError: There is no such snapshot, or it has no manifest (FileNotFoundError as well).
-        InvalidError: A newer release wrote it.
+        InvalidError: A newer release wrote it; or it is no folder.
         UnavailableError: It cannot be read now.
     """
     place, disk = Path(path), disk or Disk()
@@ -130,22 +133,20 @@ def verify(path: StrPath, *, on_progress: Progress | None = None, disk: Disk | N
 def iter_file_faults(
     place: Path, manifest: Manifest, *, disk: Disk, advance: Callable[[int], object] = int
 ) -> Iterator[Fault]:
-    """Yield what is wrong with the files and folders that objects wrote; packs and their chunks are not looked at."""
+    """Yield what is wrong with the files and folders that objects wrote; what is in packs is not looked at."""
     expected = {"": {entry for stored in manifest.objects.values() for entry in stored.entries}}
     for path in (*manifest.folders, *(file.path for file in manifest.files)):
         above, slash, name = path.rpartition("/")
         if slash:
             expected.setdefault(above, set()).add(name)
-    for folder in ("", *manifest.folders):
-        try:
-            names = {entry.name for entry in (place / folder).iterdir()} if _is_folder(place / folder) else None
-        except OSError as exc:
-            raise translate(exc, place / folder, "list") from exc
-        if names is None:
+    for folder in ("", *manifest.folders, *([PACKS] if manifest.packs else [])):
+        names: list[str] = []
+        with _faulty() as found:
+            names = _list(place / folder)
+        if found:
             yield Fault(folder, "is missing, or no folder")
-            continue
-        for name in sorted(names - expected.get(folder, set())):
-            if folder or not name.startswith("."):
+        for name in names if folder != PACKS else ():
+            if name not in expected.get(folder, set()) and (folder or not name.startswith(".")):
                 yield Fault(f"{folder}/{name}".lstrip("/"), "was not saved with the snapshot")
     scratch = memoryview(mmap.mmap(-1, _PIECE_BYTES))
     for file in manifest.files:
@@ -340,8 +341,11 @@ def _get_status(place: Path) -> os.stat_result:
         raise translate(exc, place, "read") from exc
 
 
-def _is_folder(place: Path) -> bool:
+def _list(place: Path) -> list[str]:
+    """Return the names in a folder; a link to one is none."""
     try:
-        return stat.S_ISDIR(place.lstat().st_mode)
-    except FileNotFoundError:
-        return False
+        if not stat.S_ISDIR(place.lstat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "no folder")
+        return sorted(entry.name for entry in place.iterdir())
+    except OSError as exc:
+        raise translate(exc, place, "list") from exc

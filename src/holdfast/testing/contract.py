@@ -84,6 +84,7 @@ _BEGINNING: Final[list[Operation]] = [
 _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
     (ConflictError, "Thing.text is Text .* become Integer", op.DeclareTypes((_type("Thing", text="Integer"),))),
     (InvalidError, "'no name' cannot name", op.DeclareTypes((_type("no name"),))),
+    (ConflictError, "type 'Thing' is declared", op.DeclareTypes((THING,), ("Thing",))),
     (ConflictError, "'t1' exists already", op.CreateItem("t1", "Thing")),
     (ConflictError, "'gone' exists already", op.CreateItem("gone", "Thing")),
     (InvalidError, "'Nothing' is not declared", op.CreateItem("x", "Nothing")),

@@ -1,0 +1,216 @@
+"""What changes in a Pod, told to whoever follows: runs and questions, as server-sent events (WHATWG HTML, 9.2).
+
+Hides the one task for each owner with followers that looks what is new. A follower holds no thread; one that does not
+read is left behind, and may come again with the last id that it saw. An event may be told twice, and none is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from pydantic_core import to_json
+
+from holdfast.errors import HoldfastError, InvalidError
+from holdfast.runs import Status
+from holdfast.server.limits import Places
+from holdfast.server.signing_in import Session, Threads
+from holdfast.store import Comparison, Condition, Found, Query, Question, Store
+from holdfast.values import MAX_INTEGER, shown
+
+_log: Final = logging.getLogger(__name__)
+
+LOOK_S: Final = 1.0
+"""How often what other processes wrote is looked for; what came through this server is looked for at once."""
+_BEAT_S: Final = 15.0
+_MAX_WAITING: Final = 1_000
+"""Events that a follower has not taken."""
+_BEAT: Final = b": here\n\n"
+
+
+@dataclass
+class _Watch:
+    """The followers of one owner."""
+
+    followers: set[asyncio.Queue[bytes | None]] = field(default_factory=set[asyncio.Queue[bytes | None]])
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Events:
+    """The events of all Pods.
+
+    Args:
+        threads: Where a Pod is read.
+        max_followers: How many follow at once.
+    """
+
+    def __init__(self, threads: Threads, max_followers: int) -> None:
+        self._threads = threads
+        self._places = Places(max_followers, "followers are told of events")
+        self._watches: dict[str, _Watch] = {}
+        self._is_closed = False
+
+    def wake(self, owner: str) -> None:
+        """Look now: something was written."""
+        watch = self._watches.get(owner)
+        if watch is not None:
+            watch.changed.set()
+
+    def close(self) -> None:
+        """Tell all followers that there is no more."""
+        self._is_closed = True
+        for watch in self._watches.values():
+            for queue in watch.followers:
+                _offer(queue, None)
+
+    async def follow(self, session: Session, last_id: str | None) -> AsyncGenerator[bytes]:
+        """Yield what to send to a follower, without end.
+
+        Args:
+            session: The owner's.
+            last_id: The id of the last event that the follower saw; None: what is new from now on.
+
+        Raises:
+            Refused: There are too many followers.
+            InvalidError: ``last_id`` is none.
+        """
+        changes = Changes(session.pod.store)
+        since = None if last_id is None else _since(last_id)
+        self._places.take()
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_WAITING)
+        watch = self._watches.setdefault(session.owner, _Watch())
+        try:
+            if watch.task is None:
+                await session.read(changes.begin, None)
+                watch.task = asyncio.create_task(self._look(watch, changes))
+            watch.followers.add(queue)
+            yield _BEAT
+            if since is not None:
+                missed = Changes(session.pod.store)
+                await session.read(missed.begin, since)
+                for event in await session.read(missed.new):
+                    yield event
+            while not self._is_closed:
+                try:
+                    event = await asyncio.wait_for(queue.get(), _BEAT_S)
+                except TimeoutError:
+                    event = _BEAT
+                if event is None:
+                    return
+                yield event
+        finally:
+            self._places.give()
+            watch.followers.discard(queue)
+            if not watch.followers and watch.task is not None:
+                watch.task.cancel()
+                self._watches.pop(session.owner, None)
+
+    async def _look(self, watch: _Watch, changes: Changes) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(watch.changed.wait(), LOOK_S)
+            watch.changed.clear()
+            try:
+                found = await self._threads.run(self._threads.reading, changes.new)
+            except HoldfastError as exc:  # it may be busy: what was missed is found the next time
+                _log.warning("events.not_read", extra={"reason": str(exc)})
+                continue
+            for event in found:
+                for queue in watch.followers:
+                    _offer(queue, event)
+
+
+def _offer(queue: asyncio.Queue[bytes | None], event: bytes | None) -> None:
+    """Put an event into a queue; whoever has let it become full is left behind, and hears so at its end."""
+    if event is None or queue.qsize() >= _MAX_WAITING - 1:
+        while not queue.empty():
+            queue.get_nowait()
+        event = None
+    queue.put_nowait(event)
+
+
+class Changes:
+    """What is new in one Pod since it was last asked; for one thread at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._at_ms = 0
+        self._seen: dict[str, int] = {}
+        """The runs that were written at that time, with their versions: there may be more of the same millisecond."""
+        self._asking: dict[str, dict[str, Question]] = {}
+        """The plugin states with questions that are not answered, and all their questions."""
+
+    def begin(self, since_ms: int | None) -> None:
+        """Tell from then on, milliseconds since 1970; None: from now."""
+        if since_ms is not None:
+            self._at_ms = since_ms
+            return
+        newest = self._store.search(replace(_RUNS, is_descending=True, limit=1))
+        self._at_ms = newest[0].position[0] if newest else 0
+        asking = Condition("status", Comparison.EQUAL, str(Status.USER_ACTION_NEEDED))
+        self._look_at(_states(self._store.search(replace(_RUNS, conditions=(asking,)))))
+        self.new()
+
+    def new(self) -> list[bytes]:
+        """Return what is new, as events."""
+        found = self._store.search(replace(_RUNS, after=(self._at_ms - 1, MAX_INTEGER)))
+        runs = [each for each in found if self._seen.get(each.item.id) != each.item.version]
+        if found:
+            self._at_ms = found[-1].position[0]
+            self._seen = {each.item.id: each.item.version for each in found if each.position[0] == self._at_ms}
+        events = [_event("run", self._at_ms, _run(each)) for each in runs]
+        questions = self._look_at({*_states(runs), *self._asking})
+        return events + [_event("question", self._at_ms, _question(each)) for each in questions]
+
+    def _look_at(self, states: Iterable[str]) -> list[Question]:
+        """Return the questions that are new, or were answered, since they were last looked at."""
+        changed: list[Question] = []
+        for state in states:
+            known = self._asking.pop(state, {})
+            questions = {each.id: each for each in self._store.list_questions(state)}
+            changed += [each for id_, each in questions.items() if known.get(id_) != each]
+            if any(each.answer is None for each in questions.values()):
+                self._asking[state] = questions
+        return changed
+
+
+_RUNS: Final = Query(type="PluginRun", is_deleted=None, outgoing=True)
+
+
+def _states(runs: Iterable[Found]) -> set[str]:
+    return {edge.item.id for run in runs for edge in run.edges if edge.name == "pluginState"}
+
+
+def _run(found: Found) -> dict[str, object]:
+    row = found.item
+    shown_of = ("status", "progress", "error", "pluginModule", "pluginName")
+    states = sorted(_states([found]))
+    return {
+        "id": row.id,
+        "version": row.version,
+        "deleted": row.is_deleted,
+        **{name: row.properties.get(name) for name in shown_of},
+        "pluginState": states[0] if states else None,
+    }
+
+
+def _question(question: Question) -> dict[str, object]:
+    facts = {name: getattr(question, name) for name in ("id", "state", "run", "key", "view", "deadline_ms")}
+    return {**facts, "is_answered": question.answer is not None}
+
+
+def _event(name: str, at_ms: int, document: Mapping[str, object]) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (at_ms, name.encode(), to_json(document))
+
+
+def _since(last_id: str) -> int:
+    if not (last_id.isascii() and last_id.isdecimal() and len(last_id) < 19):
+        raise InvalidError(
+            f"{shown(last_id)} is the id of no event: whole milliseconds are expected", id=shown(last_id)
+        )
+    return int(last_id)
