@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -63,7 +64,7 @@ _MAX_PAUSE_S: Final = 2.0
 _PART_BYTES: Final = 2**20
 _IDLE: Final = 8
 """Connections that are kept for the next request."""
-_AGAIN: Final = frozenset({502, 503, 504})
+_AGAIN: Final = frozenset({429, 502, 503, 504})
 """Answers after which the same request may be answered otherwise."""
 
 _KINDS: Final[Mapping[str, type[HoldfastError]]] = {
@@ -200,7 +201,9 @@ class Connection:
             with uninterrupted(), closing(self._request(method, path, content)) as response:
                 text = response.read()
         except httpx.HTTPError as exc:
-            return self._unreachable(exc), 0.0
+            # Another server than the one that is meant does not become it.
+            is_another = isinstance(exc.__cause__ and exc.__cause__.__cause__, ssl.SSLCertVerificationError)
+            return self._unreachable(exc), None if is_another else 0.0
         return (text, None) if response.is_success else self._error(response, text)
 
     def _unreachable(self, exc: Exception) -> UnavailableError:

@@ -8,6 +8,7 @@ a session is, the application says.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, MutableMapping
@@ -98,8 +99,9 @@ class ASGIMiddleware:
     So it is with what a plugin's setup() puts into other context variables. Whatever is neither ``http`` nor
     ``websocket``, such as ``lifespan``, passes without a cycle.
 
-    What the application, ``session`` or `Context.cycle` raises goes to the server unchanged. A request that is
-    cancelled while plugins are set up does not reach the application; they are set up nevertheless.
+    What the application, ``session`` or `Context.cycle` raises goes to the server unchanged, but for StopIteration,
+    which no coroutine can raise: that becomes a RuntimeError. A request that is cancelled while plugins are set up does
+    not reach the application; they are set up nevertheless.
 
     Args:
         app: The application.
@@ -156,13 +158,19 @@ def _begin(context: Context, session: Callable[[Any], object] | None, request: o
     return _Cycle({each: value for each, value in after.items() if each not in before or before[each] is not value})
 
 
-_Calls = SimpleQueue[tuple[Future[_Cycle], Callable[[], _Cycle]] | None]
+_Outcome = _Cycle | BaseException
+"""What a call has returned or raised. A future of asyncio takes no StopIteration, and nobody would be told."""
+_Calls = SimpleQueue[tuple[Future[_Outcome], Callable[[], _Cycle]] | None]
 
 
 class _Threads:
     """A few threads for code that may hang: unlike those of an executor, they keep no process from ending."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._calls: _Calls = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._count = 0
@@ -170,13 +178,21 @@ class _Threads:
 
     async def run(self, call: Callable[[], _Cycle]) -> _Cycle:
         """Return what ``call`` returns, or raise what it raises."""
-        future: Future[_Cycle] = Future()
+        if self._pid != os.getpid():
+            self._begin()  # the threads are those of the process that this one was forked from
+        future: Future[_Outcome] = Future()
         self._calls.put((future, call))
         if not self._idle.acquire(blocking=False) and self._count < _MAX_THREADS:
             self._count += 1
             name = f"holdfast: cycles {self._count}"
             threading.Thread(target=_work, args=(self._calls, self._idle), name=name, daemon=True).start()
-        return await asyncio.wrap_future(future)
+        outcome = await asyncio.wrap_future(future)
+        if not isinstance(outcome, BaseException):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome, future  # else the traceback, which leads here, would keep itself and the request
 
 
 def _work(calls: _Calls, idle: threading.Semaphore) -> None:
@@ -186,8 +202,8 @@ def _work(calls: _Calls, idle: threading.Semaphore) -> None:
         if future.set_running_or_notify_cancel():  # else the request was cancelled before its turn
             try:
                 future.set_result(call())
-            except BaseException as exc:  # noqa: BLE001 -- it is raised where the result is awaited
-                future.set_exception(exc)
+            except BaseException as exc:  # noqa: BLE001 -- it is raised where the outcome is awaited
+                future.set_result(exc)
         del given, future, call  # what belongs to a request does not wait for the next one
         idle.release()
     calls.put(None)  # for the next thread

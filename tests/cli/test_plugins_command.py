@@ -1,11 +1,13 @@
 """``holdfast plugins``: lists without loading, checks what may hang or die, begins one, removes only what may go."""
 
 import fcntl
+import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,7 @@ def setup():
 '''
 
 DEADLY = "import os\ndef setup():\n    os._exit(3)\n"
+SPOILS = "import os\nopen(os.environ['HOLDFAST_HOME'].removesuffix('home') + 'notes', 'w').write('{}')\n"
 SETUP = "def setup():\n    pass\n"
 WAITS = """
 from holdfast import StatefulPlugin
@@ -85,13 +88,42 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+STARTS = """
+import os
+
+def setup():
+    ready, done = os.pipe()
+    if not os.fork():
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        with open({fifo!r}, "w") as file:
+            file.write("here\\n")
+            file.flush()
+            os.write(done, b"x")
+            while True:
+                pass
+    os.read(ready, 1)
+    {then}
+"""
+"""Has a process that is nobody's child, in a session of its own, and goes on; then does something."""
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """A named pipe, which reads as ended when nobody holds its other end any more."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    return path
+
+
 # -- list ------------------------------------------------------------------------------------------------------------
 
 
 def test_plugins_of_folder_and_distributions_are_listed_and_none_is_loaded(
     call: Call, plugins: Path, installed: Path
 ) -> None:
-    """One that would hang does not; nothing is written into the folder."""
+    """One that would hang does not; nothing is written into the folder, nor the home."""
     (plugins / "hangs.py").write_text("import time\ntime.sleep(1000)\n")
     (plugins / "_private.py").touch()
 
@@ -104,6 +136,7 @@ def test_plugins_of_folder_and_distributions_are_listed_and_none_is_loaded(
         ["notes", "4.5", "", "found", "some_notes.main of some-notes 4.5", ""],
     ]
     assert sorted(path.name for path in plugins.iterdir()) == ["_private.py", "hangs.py"]
+    assert [path.name for path in plugins.parent.iterdir()] == ["plugins"]
 
 
 def test_a_home_without_plugins_has_none_and_nothing_is_made(call: Call, home: Path) -> None:
@@ -131,6 +164,20 @@ def test_with_check_a_list_says_versions_kinds_and_what_fails(call: Call, plugin
     assert "ZeroDivisionError" in listed[0]["reason"]
 
 
+def test_that_one_hides_another_is_told_by_name(shell: Call, plugins: Path, installed: Path) -> None:
+    """In words on standard error; the answer is none the less one."""
+    (plugins / "notes.py").write_text(SETUP)
+    (plugins / "two-words.py").write_text(SETUP)
+
+    answer = shell("holdfast", "plugins", "list", "--json")
+
+    assert (answer.code, [each["name"] for each in answer.document["plugins"]]) == (0, ["notes"])
+    assert answer.err.splitlines() == [
+        f"plugin.skipped: no plugin can be called as {str(plugins / 'two-words.py')!r} is",
+        f"plugin.hidden: 'notes' of 'some_notes.main' by that of {str(plugins)!r}",
+    ]
+
+
 # -- check -----------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +191,11 @@ def test_with_check_a_list_says_versions_kinds_and_what_fails(call: Call, plugin
         ("import not_there", 7, "it needs 'not_there', which is not there"),
         (DEADLY, 7, "it ended its process: exit code 3"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", 7, "it ended its process: SIGSEGV"),
+        ("import os\nos.kill(os.getpid(), 40)", 7, "it ended its process: signal 40"),
         ("import os\nos.fork()\n1 / 0", 7, "ZeroDivisionError"),
+        ("raise ValueError('half a character: \\ud800')", 7, "half a character: ?"),
+        (SPOILS.format('{"check": "load", "ver'), 7, "the notes of this check are not what it wrote"),
+        (SPOILS.format('{"foreign": 1}\\n'), 7, "the notes of this check are not what it wrote"),
         ("x = 1", 2, "it must have one, or a class with run()"),
         ("async def setup(): pass", 2, "is async or a generator"),
     ],
@@ -186,6 +237,56 @@ def test_a_plugin_that_hangs_is_ended_with_all_it_has_started_and_is_said_to_han
         fcntl.flock(file, fcntl.LOCK_EX)  # waits for ever, if anybody is left who has it
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose descendant a process is")
+@pytest.mark.parametrize("then", ["pass", "os._exit(0)", "1 / 0"])
+def test_what_a_plugin_has_started_ends_with_its_check_wherever_it_went(
+    then: str, call: Call, plugins: Path, fifo: Path
+) -> None:
+    """However the plugin itself ends."""
+    (plugins / "plug.py").write_text(STARTS.format(fifo=str(fifo), then=then))
+    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)) as said:
+        answer = call("plugins", "check", "plug")
+
+        os.set_blocking(said.fileno(), True)
+        assert said.read() == "here\n"  # waits for ever, if it goes on
+    assert answer.code == (0 if then == "pass" else 7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says whose descendant a process is")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_check_that_is_stopped_leaves_no_process_and_no_folder(
+    number: signal.Signals, plugins: Path, tmp_path: Path, fifo: Path
+) -> None:
+    """While the plugin hangs, and has started something that does."""
+    (plugins / "plug.py").write_text(STARTS.format(fifo=str(fifo), then="while True: pass"))
+    (tmp_path / "tmp").mkdir()
+    command = [Path(sys.executable).with_name("holdfast"), "plugins", "check", "plug"]
+    with subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path / "tmp")}) as process, fifo.open() as said:
+        assert said.readline() == "here\n"
+        process.send_signal(number)
+        assert said.read() == ""  # waits for ever, if it goes on
+    while list((tmp_path / "tmp").iterdir()):
+        time.sleep(0.01)
+
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+
+
+def test_a_flood_of_output_fails_and_only_its_end_is_read(shell: Call, plugins: Path) -> None:
+    """In a process that may not have as much memory as was printed."""
+    (plugins / "plug.py").write_text(
+        "import os\nos.ftruncate(1, (1 << 30) - 20)\nos.write(1, b'last words')\n"
+        "def setup():\n    os.ftruncate(1, 8 << 30)\n"
+    )
+    command = f"ulimit -v 1000000; exec {Path(sys.executable).with_name('holdfast')} plugins check plug --json"
+
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stderr) == (7, "")
+    [plugin] = json.loads(ended.stdout)["plugins"]
+    assert "File too large" in plugin["findings"][0]["found"]
+    assert "last words" in plugin["output"]
+
+
 @pytest.mark.parametrize(
     "code, what, found",
     [
@@ -222,7 +323,7 @@ def test_what_is_wrong_with_a_class_is_found_before_it_is_run(
     [failure] = [each for each in answer.document["plugins"][0]["findings"] if each["verdict"] == "fail"]
     assert failure["check"] == what
     assert found in failure["found"]
-    assert answer.code == failure["exit_code"] in (2, 5)
+    assert answer.code == failure["exit_code"] == 2
 
 
 def test_a_version_that_cannot_be_migrated_is_a_warning_and_metadata_must_name_a_class(
@@ -243,17 +344,56 @@ def test_a_version_that_cannot_be_migrated_is_a_warning_and_metadata_must_name_a
     assert "names 'Q', which is none of P" in failed.out
 
 
-def test_a_check_is_given_what_an_application_would_give_and_touches_neither_home_nor_output(
-    call: Call, plugins: Path, home: Path
+def test_metadata_that_would_not_lead_to_the_plugin_fails_as_its_run_does(
+    call: Call, shell: Call, plugins: Path
 ) -> None:
-    """Settings and session are there, and empty; variables go elsewhere; standard output stays one document."""
+    """In the package itself, which is not looked for there; beside it all is well."""
+    (plugins / "plug").mkdir()
+    (plugins / "plug" / "__init__.py").write_text(
+        "from holdfast import PluginBase\nclass P(PluginBase):\n  def run(self): pass\n"
+    )
+    (plugins / "plug" / "metadata.json").write_text('{"pluginModule": "plug", "pluginName": "P"}')
+    failed, not_run = call("plugins", "check", "plug"), shell("holdfast", "run", plugins / "plug" / "metadata.json")
+    (plugins / "plug" / "metadata.json").rename(plugins / "metadata.json")
+    well, run = call("plugins", "check", "plug"), shell("holdfast", "run", plugins / "metadata.json")
+
+    assert (failed.code, not_run.code) == (2, 4)
+    assert "does not lead to 'plug'" in failed.out
+    assert (well.code, run.code) == (0, 0)
+
+
+def test_a_class_that_cannot_be_run_fails_as_its_run_does(call: Call, shell: Call, installed: Path) -> None:
+    """An entry point may name what only Python finds."""
+    (installed / "some_notes" / "main.py").write_text(
+        "from holdfast import PluginBase\nclass Outer:\n  class Inner(PluginBase):\n    def run(self): pass\n"
+    )
+    entry = "[holdfast.plugins]\nnotes = some_notes.main:Outer.Inner\n"
+    (installed / "some_notes-4.5.dist-info" / "entry_points.txt").write_text(entry)
+
+    answer, run = call("plugins", "check", "notes"), shell("holdfast", "run", "notes")
+
+    assert (answer.code, run.code) == (2, 4)
+    assert "fail notes: run: module 'some_notes.main' has no class 'Outer.Inner'" in answer.out
+
+
+def test_a_check_is_given_what_an_application_would_give_and_touches_neither_home_nor_output(
+    call: Call, plugins: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings and session are there, and empty; variables go elsewhere; standard output stays one document.
+
+    So it is with all that the environment says of where things are: the user's variables, his Pod on a server.
+    """
+    monkeypatch.setenv("HOLDFAST_STATE_DIR", str(tmp_path / "variables"))
+    monkeypatch.setenv("POD_FULL_ADDRESS", "http://127.0.0.1:1")
     (plugins / "plug.py").write_text(
-        "from holdfast import PodClient, current\n"
+        "from holdfast import Context, PodClient, current\n"
         "def setup():\n"
         "    current.settings['a'] = current.deployment_settings.b = 1\n"
         "    current.session.c = 1\n"
         "    current.state.plug.d = 1\n"
         "    PodClient().close()\n"
+        "    with Context() as app:\n"
+        "        app.state.plug.e = 1\n"
         "    print('printed')\n"
     )
 
@@ -262,6 +402,7 @@ def test_a_check_is_given_what_an_application_would_give_and_touches_neither_hom
     assert answer.code == 0
     assert answer.document["plugins"][0]["output"] == "printed\n"
     assert [path.name for path in home.iterdir()] == ["plugins"]
+    assert not (tmp_path / "variables").exists()
 
 
 def test_of_several_that_fail_the_first_decides_and_one_that_there_is_not_is_named(call: Call, plugins: Path) -> None:
@@ -302,11 +443,14 @@ def test_a_new_project_is_written_and_never_over_something(
     assert (modes["my_notes"], modes["my_notes/tests"], modes["my_notes/README.md"]) == (0o755, 0o755, 0o644)
     assert call("plugins", "new", "my_notes", "--dir", tmp_path).code == 5
     assert call("plugins", "new", "taken", "--dir", tmp_path).code == 5
-    assert call("plugins", "new", "other", "--dir", tmp_path / "absent").code == 4
+    absent = call("plugins", "new", "other", "--dir", tmp_path / "absent")
+    assert (absent.code, f"there is no folder {str(tmp_path / 'absent')!r}" in absent.err) == (4, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my_notes", "taken"]
 
 
-@pytest.mark.parametrize("name", ["", "A", "1a", "a-b", "_a", "a_", "é", "a.b", "../a", "class", "holdfast", "tests"])
+@pytest.mark.parametrize(
+    "name", ["", "A", "1a", "a-b", "_a", "a_", "é", "a.b", "../a", "class", "none", "true", "holdfast", "tests"]
+)
 def test_a_name_that_no_module_or_no_distribution_can_have_is_refused(name: str, call: Call, tmp_path: Path) -> None:
     """Nothing is written."""
     answer = call("plugins", "new", name, "--dir", tmp_path)
@@ -336,6 +480,16 @@ def test_a_project_that_cannot_be_written_whole_is_not_there(shell: Call, home: 
 
     assert ended.returncode == 6
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_project_left_that_was_killed_goes(call: Call, tmp_path: Path) -> None:
+    """When the next one is written."""
+    code = "import os, sys\nfrom holdfast.disk import Disk\nwith Disk().temporary_folder(sys.argv[1]): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+
+    assert call("plugins", "new", "a_plugin", "--dir", tmp_path).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a_plugin"]
 
 
 def test_a_single_file_goes_into_the_plugins_folder_and_works(call: Call, shell: Call, home: Path) -> None:
@@ -375,6 +529,8 @@ def test_nothing_is_let_in_while_an_application_loads(call: Call, plugins: Path)
 
     with Disk().lock(plugins.parent / ".suspects"):
         assert call("plugins", "reload", "deadly").code == 6
+        assert call("plugins", "remove", "deadly", "--yes").code == 6
+    assert (plugins / "deadly.py").exists()
     assert [row[3] for row in call("plugins", "list").rows] == ["status", "deactivated"]
 
 
@@ -465,6 +621,22 @@ def test_what_is_installed_is_not_removed_and_the_command_that_does_is_named(cal
 
     assert answer.code == 2
     assert "pip uninstall some-notes removes it" in answer.err
+
+
+def test_a_file_has_no_modules_and_what_is_installed_keeps_its_data(
+    call: Call, shell: Call, plugins: Path, installed: Path
+) -> None:
+    """Whether the file of the same name is there or has gone: then what to do first is said."""
+    (plugins / "some_notes.py").write_text(GOOD)
+    assert [shell("holdfast", "run", name).code for name in ("some_notes", "notes")] == [0, 0]
+
+    removed = call("plugins", "remove", "some_notes", "--erase-data", "--yes", "--json")
+    refused = call("plugins", "remove", "some_notes", "--erase-data", "--yes")
+
+    assert removed.document["data"]["states"] == ["some_notes:Good default"]
+    assert shell("holdfast", "state", "get", "some_notes.main:Good", "a").out == "1\n"
+    assert refused.code == 2
+    assert "plugin 'notes' of the module 'some_notes.main' is installed: uninstall it first" in refused.err
 
 
 def test_of_a_link_only_the_link_goes_and_a_package_goes_whole(call: Call, plugins: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Client:
 
     def run(self, program: str, *arguments: str) -> str:
         """Run a program, and return what it prints; what it complains of is shown with the test that fails."""
-        environ = {"HOME": str(self.home), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {"HOME": str(self.home), "PATH": os.environ["PATH"]}
         done = subprocess.run(
             [self.python, "-W", "ignore", "-c", program, *arguments],
             env=environ,

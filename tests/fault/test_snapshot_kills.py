@@ -150,9 +150,9 @@ def steps_of(folder: Path, kind: str) -> list[int]:
         ("both", "next", 12),
         ("tree", "first", 5),
         ("files", "next", 5),
-        ("both", "new", 6),
-        ("both", "background", 6),
-        ("tree", "worker", 6),
+        ("both", "new", 5),
+        ("both", "background", 5),
+        ("tree", "worker", 5),
     ],
 )
 def test_killed_at_any_call_of_a_save_all_that_is_seen_is_whole(

@@ -147,7 +147,7 @@ again.add_to_schema(META, Grown)
 assert again.bulk_action(create_items=[Grown(field1="two", field2="more")])
 assert [each.field2 for each in again.search_typed(Grown)] == [None, "more"]
 known = {"owner_key": pod.owner_key, "database_key": pod.database_key}
-assert PodClient(url=URL, create_account=False, **known).search_typed(Dog)
+assert [each.firstName for each in PodClient(url=URL, create_account=False, **known).search_typed(Person)] == ["Bea"]
 
 for priority, expected in {"local": "here", "remote": "there", "newest": "there"}.items():
     one = PodClient(url=URL)
@@ -163,9 +163,7 @@ for priority, expected in {"local": "here", "remote": "there", "newest": "there"
         assert two.update_item(other)
     assert one.sync(priority=priority)
     assert [mail.content for mail in mails] == [expected, "there", "old"], priority
-    two.reset_local_db()
-    stored = [two.get(mail.id) for mail in mails]
-    assert [mail.title for mail in stored] == ["new"] * 3 and all(mail._in_pod for mail in mails)
+    assert all(mail._in_pod for mail in mails) and two.get(mails[2].id).title == "new"
 """
     client.run(BEGIN + program, served.url)
 
@@ -357,7 +355,7 @@ run_plugin_from_run_id(run.id, inside)
 pod.reset_local_db()
 assert pod.get(run.id).status == states.RUN_COMPLETED
 assert len(pod.search_typed(Message)) == 2
-assert refusal(inside.api.search, {"type": "Account"})[0] == 403
+assert refusal(inside.api.search, {"type": "Person"})[0] == 403 and inside.api.search({"type": "Account"}) == []
 print("done", flush=True)
 os._exit(0)  # its listeners would sleep for seconds
 """

@@ -24,6 +24,12 @@ def test_what_is_provided_is_there_until_the_end_of_the_block() -> None:
         assert current.state == "v"
 
 
+def test_whoever_has_anything_has_a_log() -> None:
+    """That of plugins and applications in general, if theirs provides none."""
+    with current.using(state="v"):
+        assert current.log is logging.getLogger("holdfast.app")
+
+
 @pytest.mark.parametrize("name", ["settings", "deployment_settings", "session", "state", "log"])
 def test_what_nobody_provides_is_an_error_that_says_so(name: str) -> None:
     """An AttributeError, so that hasattr answers, and one of Holdfast's kinds."""

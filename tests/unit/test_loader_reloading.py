@@ -41,6 +41,11 @@ def version(path: Path, number: int, body: str = "") -> None:
     )
 
 
+def modules(plugin: str) -> list[str]:
+    """Return the names that code of a plugin has in this process."""
+    return [name for name in sys.modules if name.startswith(f"{plugin}-")]
+
+
 @pytest.mark.parametrize("bytecode", [True, False])
 def test_new_code_is_what_the_file_holds_now(
     bytecode: bool, tmp_path: Path, loader: PluginLoader, told: list[Any], monkeypatch: pytest.MonkeyPatch
@@ -174,12 +179,12 @@ def setup():
     loader.detect()
     [record] = caplog.records
     assert record.getMessage() == "plugin.stays: 'a' still runs in a: foreign, a: work, its own"
-    assert "a-1.a" in sys.modules
+    assert modules("a")
     settings.may_end.set()
     for thread in threading.enumerate():
         if thread.name in {"a: foreign", "a: work", "its own"}:
             thread.join(10)
-    for name in [name for name in sys.modules if name.startswith("a-1")]:
+    for name in modules("a"):
         del sys.modules[name]
 
 
@@ -211,7 +216,7 @@ def test_two_hundred_reloads_leave_nothing_behind(tmp_path: Path, told: list[Any
             assert tracemalloc.get_traced_memory()[0] - memory < 1_000_000
         finally:
             tracemalloc.stop()
-    assert {name for name in sys.modules if name.startswith("grows-")} == set()
+    assert modules("grows") == []
 
 
 def test_no_cycle_calls_code_that_is_being_unloaded(
@@ -274,5 +279,5 @@ def setup():
     assert loader.registry == {"a": ("2", True)}
     assert loader.failure("a") is None
     assert {record.msg.partition(":")[0] for record in caplog.records} == {"plugin.stays"}
-    for name in [name for name in sys.modules if name.startswith("a-1")]:
+    for name in modules("a"):
         del sys.modules[name]

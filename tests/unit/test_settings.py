@@ -71,6 +71,13 @@ def test_the_delay_is_seconds_or_none_wherever_it_is_said(text: str, seconds: fl
     )
 
 
+def test_settings_that_are_made_by_hand_have_an_absolute_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would be another one wherever the process goes; all in it moves with it."""
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(home=Path("mine"))
+    assert (settings.home, settings.state_dir) == (tmp_path / "mine", tmp_path / "mine" / "state")
+
+
 def test_each_value_is_explained_with_the_very_place(folder: Path) -> None:
     """For a file its path, for the environment the variable."""
     write(folder, "plugins_dir = 'mine'")
@@ -188,6 +195,8 @@ def test_the_environment_cannot_name_a_relative_folder(name: str, folder: Path) 
         ({}, {"state_dir": "a\0b"}, "the argument state_dir cannot be"),
         ({}, {"plugins_dir": 3}, "the argument plugins_dir cannot be 3"),
         ({}, {"home": "a\0b"}, "the home cannot be"),
+        ({}, {"home": "/tmp/\ud800"}, "the home cannot be .*: the path of a folder is expected"),
+        ({"HOLDFAST_STATE_DIR": "/\ud800"}, {}, "HOLDFAST_STATE_DIR cannot be .*: the path of a folder is expected"),
     ],
 )
 def test_no_other_place_can_say_what_the_file_cannot(

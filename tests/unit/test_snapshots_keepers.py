@@ -793,7 +793,7 @@ def test_a_manifest_that_was_replaced_is_read_again(tmp_path: Path) -> None:
 
 FLAVOURS = (
     *("good", "good", "good", "damaged", "torn", "plain", "empty"),
-    *("pinned", "pointed", "read", "link", "file", "unfinished"),
+    *("pinned", "pointed", "read", "read", "link", "file", "unfinished"),
 )
 snapshots = st.lists(
     st.tuples(st.sampled_from(FLAVOURS), st.integers(0, 4), st.sampled_from((None, 0.0, 1.0, 2.0))), max_size=7

@@ -11,7 +11,17 @@ from typing import Any, Optional
 
 import pytest
 
-from holdfast import EverySteps, GiveUp, InvalidError, Item, PluginBase, PluginConfig, RetryLater, StatefulPlugin
+from holdfast import (
+    ConflictError,
+    EverySteps,
+    GiveUp,
+    InvalidError,
+    Item,
+    PluginBase,
+    PluginConfig,
+    RetryLater,
+    StatefulPlugin,
+)
 from holdfast.pod import Pod
 from holdfast.runs import Outcome
 from holdfast.testing import FakeClock
@@ -155,6 +165,23 @@ def test_a_configuration_that_no_run_can_be_begun_with_is_refused(
     with pytest.raises(InvalidError):
         run_plugin(Steps, config=config)
     assert pod.search({"type": "PluginRun"}) == []
+
+
+def test_a_run_that_finds_its_plugin_state_held_is_refused_before_it_is_begun(run_plugin: Run, pod: Pod) -> None:
+    """As an application refuses it: nothing is left of it."""
+    refused: list[str] = []
+
+    class Nested(StatefulPlugin):
+        def run(self) -> None:
+            with pytest.raises(ConflictError) as caught:
+                run_plugin(Nested, is_new=True)
+            refused.append(str(caught.value))
+
+    outcome = run_plugin(Nested)
+
+    assert (outcome.status, len(refused)) == ("done", 1)
+    assert f"is held by run '{outcome.run}'" in refused[0]
+    assert len(pod.search({"type": "PluginRun", "deleted": None})) == 1
 
 
 def test_a_plugin_that_carries_on_passes_a_death_at_every_write(kill_at_every_write: Kill) -> None:

@@ -531,6 +531,18 @@ def test_what_an_asgi_application_raises_goes_through_unchanged(write: Write, co
     assert told == ["cancelled in a cycle: True", "cleared up"]
 
 
+def test_a_request_whose_session_raises_stopiteration_is_answered(context: Context) -> None:
+    """With what Python makes of it in every coroutine; as it is, it would reach nobody."""
+    error = StopIteration("mine")
+
+    def failing(_: Any) -> object:
+        raise error
+
+    with pytest.raises(RuntimeError) as raised:
+        asyncio.run(request(ASGIMiddleware(lambda *_: None, context, session=failing)))
+    assert raised.value.__cause__ is error
+
+
 def test_setup_and_the_application_share_context_variables_as_if_in_one_task(write: Write, context: Context) -> None:
     """setup() sees those of the task, the application what setup() sets, and those around it what that sets."""
     write(
@@ -572,6 +584,30 @@ def test_the_threads_end_with_the_middleware(write: Write, context: Context) -> 
     assert {*threading.enumerate()} <= before
 
 
+def test_a_process_that_was_forked_has_threads_of_its_own(write: Write, home: Path) -> None:
+    """A server may serve a request, to warm up, and then fork its workers."""
+    write(greets=GREETS)
+    program = """
+import asyncio, os, sys, types
+from holdfast.context import Context
+from holdfast.plugins.current import current
+from holdfast.web import ASGIMiddleware
+
+async def app(*_):
+    print(current.settings.greeting, flush=True)
+
+middleware = ASGIMiddleware(app, Context(sys.argv[1]))
+asyncio.run(middleware({"type": "http"}, None, None))
+child = os.fork()
+asyncio.run(middleware({"type": "http"}, None, None))
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-c", program, str(home)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "Hello\n" * 3, "")
+
+
 def test_a_plugin_that_hangs_keeps_no_process_from_ending(write: Write, home: Path) -> None:
     """When the server gives the request up, the process ends, well; the death of the plugin's thread is counted."""
     write(hangs="import sys, threading\ndef setup():\n    print('hangs', flush=True)\n    threading.Event().wait()\n")
@@ -597,4 +633,4 @@ asyncio.run(serve())
         finally:
             process.kill()
     assert process.returncode == 0
-    assert (home / "plugins" / ".suspects").read_text() == ">hangs\n"
+    assert (home / ".suspects").read_text() == ">hangs\n"

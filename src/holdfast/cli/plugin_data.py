@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -10,7 +11,9 @@ from holdfast.context import Settings
 from holdfast.disk import Disk
 from holdfast.engine.migrating import OURS
 from holdfast.engine.owning import check_free
+from holdfast.errors import InvalidError
 from holdfast.items import Item, PersistentState, PluginRun
+from holdfast.plugins.loading.finding import GROUP
 from holdfast.plugins.stateful import ONCE
 from holdfast.pod import Pod
 from holdfast.store import DeleteVariable, EndLease, PointSnapshot, Store
@@ -52,11 +55,23 @@ class Kept:
         }
 
 
-def find_kept(store: Store, settings: Settings, module: str) -> Kept:
-    """Return what the plugins of a module, and of the modules in it, have kept."""
+def check_not_installed(module: str) -> None:
+    """Accept a module whose code has gone.
+
+    Raises:
+        InvalidError: A plugin of it, or of a module in it, is installed; the message names the plugin.
+    """
+    for entry in entry_points(group=GROUP):
+        if _is_in(entry.module, module, is_package=True):
+            message = f"plugin {entry.name!r} of the module {entry.module!r} is installed: uninstall it first"
+            raise InvalidError(message, plugin=entry.name, module=entry.module)
+
+
+def find_kept(store: Store, settings: Settings, module: str, *, is_package: bool) -> Kept:
+    """Return what the plugins of a module have kept; those of the modules in it too, if it is or was a package."""
     client = Pod(store)
-    states = [each for each in _all(client, PersistentState) if _is_in(each.pluginId, module)]
-    runs = [each for each in _all(client, PluginRun) if _is_in(each.pluginModule, module)]
+    states = [each for each in _all(client, PersistentState) if _is_in(each.pluginId, module, is_package=is_package)]
+    runs = [each for each in _all(client, PluginRun) if _is_in(each.pluginModule, module, is_package=is_package)]
     paths = [settings.snapshots_path / str(state.id) for state in states]
     for run in runs:
         log = settings.run_log_path(str(run.id))
@@ -109,6 +124,7 @@ def _all(client: Pod, kind: type[T]) -> list[T]:
     return [each for each in found if isinstance(each, kind)]
 
 
-def _is_in(plugin: str | None, module: str) -> bool:
-    """Say whether a plugin's id, or its module, is that of this module or of one in it."""
-    return f"{(plugin or '').partition(':')[0]}.".startswith(f"{module}.")
+def _is_in(plugin: str | None, module: str, *, is_package: bool) -> bool:
+    """Say whether a plugin's id, or its module, is that of this module or, in a package, of one in it."""
+    found = (plugin or "").partition(":")[0]
+    return found == module or (is_package and found.startswith(f"{module}."))

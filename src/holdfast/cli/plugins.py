@@ -16,12 +16,13 @@ import click
 
 from holdfast.cli.drawing import draw, escaped, is_terminal
 from holdfast.cli.invocation import Call, say, with_common_options
-from holdfast.errors import ConflictError, InvalidError, NotFoundError, PluginError, UnavailableError
+from holdfast.errors import ConflictError, InvalidError, NotFoundError
 
 # Start-up: help and completion need neither the disk nor pydantic, so each command imports them itself.
 if TYPE_CHECKING:
     from holdfast.cli.plugin_check import Checked
     from holdfast.plugins.loading.finding import Found
+    from holdfast.plugins.loading.watching import Watch
 
 _COLUMNS: Final = ["name", "version", "kind", "status", "where"]
 _COLOURS: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -29,7 +30,6 @@ _NAME: Final = re.compile(r"[a-z]([a-z0-9_]*[a-z0-9])?")
 """What the name of a module and that of a distribution can both be."""
 _TIMEOUT_S: Final = 30.0
 """How long a plugin may take to be loaded and set up."""
-"""Where a loader notes, in its folder, which plugin its process died of."""
 
 
 @click.group()
@@ -58,7 +58,7 @@ def list_(call: Call, *, is_checked: bool) -> None:
 
     listed: list[dict[str, Any]] = []
     found = _find(call)
-    deaths = _deactivated(call, list(found))
+    deactivated = _deactivated(_watch(call))
     for name, each in sorted(found.items()):
         checked = check(each, timeout_s=_TIMEOUT_S) if is_checked else None
         failure = None if checked is None else checked.failure
@@ -71,7 +71,7 @@ def list_(call: Call, *, is_checked: bool) -> None:
                 "name": name,
                 "version": version,
                 "kind": (checked.kind or None) if checked is not None else None,
-                "status": "deactivated" if name in deaths and failure is None else status,
+                "status": "deactivated" if name in deactivated and failure is None else status,
                 "where": _where(each),
                 "reason": None if failure is None else failure.found,
             }
@@ -158,7 +158,9 @@ def reload(call: Call, name: str) -> None:
     has until it is started again, or calls load(NAME, force=True) itself.
     """
     _get(call, _find(call), name)
-    was_deactivated = _forgive(call, name)
+    watch = _watch(call)
+    was_deactivated = name in _deactivated(watch)
+    watch.forgive(name)
     before = "was deactivated" if was_deactivated else "was not deactivated"
     said = f"Plugin {name} {before}. Applications load it when they are started next."
     call.answer({"name": name, "was_deactivated": was_deactivated}, said)
@@ -180,7 +182,7 @@ def remove(call: Call, name: str, *, is_kept: bool, dry_run: bool, is_agreed: bo
     """
     if not (dry_run or is_agreed or (is_terminal(sys.stdin) and not call.is_json)):
         raise click.UsageError("nobody can be asked here: --yes removes, --dry-run says what that would do")
-    from holdfast.cli.plugin_data import Kept, check_free_to_remove, erase, find_kept
+    from holdfast.cli.plugin_data import Kept, check_free_to_remove, check_not_installed, erase, find_kept
     from holdfast.context import open_store
     from holdfast.disk import Disk
 
@@ -190,12 +192,15 @@ def remove(call: Call, name: str, *, is_kept: bool, dry_run: bool, is_agreed: bo
         message = f"plugin {name!r} is installed, with {distribution!r}: pip uninstall {distribution} removes it"
         raise InvalidError(message, plugin=name, distribution=distribution)
     code = [] if each is None else _paths(settings.plugins_dir, name)
+    if not code:
+        check_not_installed(name)
     try:
         store = open_store(settings)
     except NotFoundError:  # no Pod, no data
         store, kept = None, Kept()
     else:
-        kept = find_kept(store, settings, name)
+        # A file holds no modules: what is called so beside it is installed.
+        kept = find_kept(store, settings, name, is_package=not code or code[0].is_dir())
     try:
         if not code and (is_kept or kept.is_nothing):
             raise _absent(call, name)
@@ -213,11 +218,11 @@ def remove(call: Call, name: str, *, is_kept: bool, dry_run: bool, is_agreed: bo
         if not dry_run:
             if not is_agreed:
                 click.confirm(f"Remove plugin {name}?", abort=True, err=True)
+            _watch(call).forgive(name)  # first, as it may be refused
             if store is not None and not is_kept:
                 erase(store, settings, kept)
             for path in code:  # last, so that what was stopped half-way can be asked for again
                 Disk().delete(path)
-            _forgive(call, name)
     finally:
         if store is not None:
             store.close()
@@ -272,41 +277,18 @@ def _going(document: Mapping[str, Any]) -> list[list[str]]:
 # -- those that processes died of --------------------------------------------------------------------------------------
 
 
-def _deactivated(call: Call, names: list[str]) -> set[str]:
-    """Return which of these an application would not start with."""
+def _watch(call: Call) -> Watch:
     from holdfast.disk import Disk
     from holdfast.plugins.loading.watching import Watch
 
-    path, found = call.settings().suspects_path, set[str]()
-    if path.exists():  # reading makes nothing
-        watch = Watch(path, 60.0, Disk())
-        with watch.watching():
-            for name in names:
-                try:
-                    watch.check(name)
-                except PluginError:
-                    found.add(name)
-    return found
+    return Watch(call.settings().suspects_path, 0, Disk())  # 0: nobody is set up here, so nobody is late
 
 
-def _forgive(call: Call, name: str) -> bool:
-    """Forget the deaths of a plugin, and say whether it was deactivated for them.
+def _deactivated(watch: Watch) -> set[str]:
+    """Return those that an application would not start with."""
+    from holdfast.plugins.loading.watching import MAX_DEATHS
 
-    Raises:
-        UnavailableError: An application is loading its plugins now, and notes there which one it is at.
-    """
-    from holdfast.disk import Disk
-    from holdfast.plugins.loading.watching import Watch
-
-    was_deactivated = bool(_deactivated(call, [name]))
-    if (path := call.settings().suspects_path).exists():
-        watch = Watch(path, 60.0, Disk())
-        with watch.watching(), watch.during(name):
-            pass  # a set-up that goes well
-    if was_deactivated and _deactivated(call, [name]):
-        message = f"plugin {name!r} cannot be let in while an application loads its plugins: try again when it has"
-        raise UnavailableError(message, plugin=name)
-    return was_deactivated
+    return {name for name, deaths in watch.deaths().items() if deaths >= MAX_DEATHS}
 
 
 # -- what was checked --------------------------------------------------------------------------------------------------
@@ -337,13 +319,19 @@ def _check_new(call: Call, name: str) -> None:
         InvalidError: It cannot be one.
         ConflictError: There is a plugin, or another module, of this name.
     """
-    if not _NAME.fullmatch(name) or keyword.iskeyword(name) or name in {"holdfast", "tests"}:
-        message = f"a new plugin cannot be called {name!r}: small letters, digits and '_' are expected, as in my_plugin"
+    is_taken = keyword.iskeyword(name) or keyword.iskeyword(_class(name)) or name in {"holdfast", "tests"}
+    if not _NAME.fullmatch(name) or is_taken:
+        expected = "small letters, digits and '_' are expected, as in my_plugin, and no word of Python's own"
+        message = f"a new plugin cannot be called {name!r}: {expected}"
         raise InvalidError(message, plugin=name)
     if name in _find(call):
         raise ConflictError(f"there is a plugin {name!r} already: choose another name", plugin=name)
     if name in sys.stdlib_module_names or find_spec(name) is not None:
         raise ConflictError(f"there is a module {name!r} already: choose another name", plugin=name)
+
+
+def _class(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
 
 
 def _filled(name: str) -> dict[Path, bytes]:
@@ -354,7 +342,7 @@ def _filled(name: str) -> dict[Path, bytes]:
 
     words = {
         "name": name,
-        "class_": "".join(part.capitalize() for part in name.split("_")),
+        "class_": _class(name),
         "title": name.replace("_", " ").capitalize(),
         "distribution": re.sub("_+", "-", name),
         "version": version("holdfast"),
@@ -377,10 +365,14 @@ def _write_project(target: Path, files: Mapping[Path, bytes]) -> None:
     """Write a project into a new folder: built under another name, so that there is never half of one.
 
     Raises:
+        NotFoundError: There is no folder to write it into.
         ExistsError: Something has its name.
     """
     from holdfast.disk import Disk
 
+    if not target.parent.is_dir():
+        folder = str(target.parent)
+        raise NotFoundError(f"there is no folder {folder!r} to write a project into: make it first", path=folder)
     disk = Disk()
     disk.sweep(target.parent)  # what an earlier one, killed, has left
     with disk.temporary_folder(target.parent) as building:

@@ -15,7 +15,7 @@ import click
 
 from holdfast.cli.drawing import draw, escaped, is_terminal, progress
 from holdfast.cli.invocation import Call, with_common_options
-from holdfast.errors import DamagedError, HoldfastError, NotFoundError, UnavailableError
+from holdfast.errors import DamagedError, HoldfastError, InvalidError, NotFoundError, UnavailableError
 
 # Start-up: help and completion need neither the disk nor BLAKE3, so each command imports them itself.
 if TYPE_CHECKING:
@@ -258,9 +258,10 @@ def _named(folder: Path, names: Iterable[str]) -> list[Path]:
     from holdfast.snapshots.removal import look_at
 
     for name in names:
-        if name in {"", ".."} or Path(name).name != name or look_at(folder / name) is None:
-            message = f"there is no snapshot {name!r} in {str(folder)!r}: the name of a directory in it is expected"
-            raise NotFoundError(message, name=name)
+        if name in {"", ".."} or Path(name).name != name:
+            raise InvalidError(f"{name!r} is no name in {str(folder)!r}: one directory in it is expected", name=name)
+        if look_at(folder / name) is None:
+            raise NotFoundError(f"there is no snapshot {name!r} in {str(folder)!r}", name=name)
     return [folder / name for name in names]
 
 

@@ -19,12 +19,10 @@ from holdfast.context.pods import (
     unlock,
 )
 from holdfast.context.running import carry_out
-from holdfast.context.settings import HOME_VARIABLE, Explained, Settings
+from holdfast.context.settings import Settings
 
 __all__ = [
-    "HOME_VARIABLE",
     "Context",
-    "Explained",
     "PodClient",
     "Settings",
     "back_up_pod",

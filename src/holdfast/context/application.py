@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ from holdfast.context.settings import Settings
 from holdfast.disk import StrPath
 from holdfast.engine import DEFAULT_STATE
 from holdfast.errors import ConflictError, InvalidError
-from holdfast.plugins.current import Current, current
+from holdfast.plugins.current import Current, current, providing
 from holdfast.runs import Outcome
 from holdfast.state import State
 
@@ -39,7 +40,7 @@ class Context:
         deployment_settings: The application's own settings, which plugins find and may change as
             ``current.settings``; None: an object without attributes, for anybody to give it some.
         registry: As `PluginLoader` takes it.
-        log: What plugins find as ``current.log``; None: a logger of their own.
+        log: What plugins find as ``current.log``; None: a logger of their own, and "holdfast.app" for all others.
 
     Attributes:
         settings: Where everything is.
@@ -129,7 +130,8 @@ class Context:
     def cycle(self, *, session: Any = None) -> Generator[Current]:
         """Do one request cycle: call ``setup()`` of each plugin, and yield `holdfast.current` for the controller.
 
-        `current` has the settings, the state, the log and the session in this thread or task until the block ends.
+        `current` has the settings, the state, the log and the session in this thread or task until the block ends, and
+        nothing of a block or cycle around: without a session there is none.
         What a plugin raises is its own failure and ends nothing; see `PluginLoader`.
 
         Args:
@@ -142,8 +144,10 @@ class Context:
             self.plugins.setup_all()
             yield current
 
-    def _provided(self, session: Any = None) -> Any:
-        return current.using(settings=self.deployment_settings, session=session, log=self._log, state=self.state)
+    def _provided(self, session: Any = None, log: Any = None) -> AbstractContextManager[None]:
+        log = self._log if log is None else log
+        given = {"settings": self.deployment_settings, "session": session, "log": log, "state": self.state}
+        return providing({name: value for name, value in given.items() if value is not None})
 
     def run(
         self,
@@ -157,13 +161,14 @@ class Context:
         """Carry a plugin on to the end of its run in this thread, and say what became of it, also if that is an error.
 
         An unfinished run of the plugin state is carried on, else a new one begins. A plugin of `plugins` runs with the
-        code that serves now; it is set up first, if it never was. Meanwhile `current` is as in a cycle without a
-        session.
+        code that serves now, and keeps that to its end; it is set up first, if it never was. Meanwhile `current` is as
+        in a cycle without a session, whoever called it.
 
         Args:
             name: NAME of a plugin in the plugins' folder, or of an entry point ``holdfast.plugins``, where it has one
                 class with ``run()``; else NAME:CLASS, MODULE:CLASS, FILE.py:CLASS or the path of a metadata file.
-            config: Used instead of the configuration that the run has; a new run keeps it.
+            config: Used instead of the configuration that the run has; a new run keeps it, as JSON, and each attempt
+                has what that gives back: for a tuple a list.
             state: The name of the plugin state.
             is_new: Begin a run even if there is an unfinished one.
             on_progress: Told how many steps of how many (None: unknown) are done.
@@ -174,15 +179,13 @@ class Context:
             ConflictError: Another run holds the plugin state.
             DeniedError, DamagedError, UnavailableError: As `PodClient`.
         """
-        with self._provided():
-            return carry_out(
-                self.settings,
-                self.plugins.source(name),
-                config=config,
-                state=state,
-                is_new=is_new,
-                on_progress=on_progress,
-            )
+        with ExitStack() as stack:
+            # What may be set up now, and where its registry is, sees the session around it, as in that cycle.
+            stack.enter_context(self._provided(getattr(current, "session", None)))
+            source = stack.enter_context(self.plugins.lending(name))
+            log = self._log or logging.getLogger(f"plugin.{source.module}")
+            stack.enter_context(self._provided(log=log))
+            return carry_out(self.settings, source, config=config, state=state, is_new=is_new, on_progress=on_progress)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any
 
 from holdfast.context.addresses import Address
 from holdfast.context.pods import unlock
 from holdfast.context.settings import Settings
 from holdfast.engine import (
     DEFAULT_STATE,
-    FINISHED,
     Runner,
     Timing,
-    begin_run,
+    carry_on,
     check_state,
+    config_of,
     continue_run,
-    find_unfinished,
     get_unfinished,
     logging_to,
-    plan_state,
 )
-from holdfast.engine.owning import check_free
-from holdfast.errors import HoldfastError, InvalidError, NotFoundError
+from holdfast.errors import InvalidError, NotFoundError
 from holdfast.items import PersistentState, PluginRun
 from holdfast.keys import Identity
 from holdfast.plugins import PluginBase, Source, arguments_from
 from holdfast.pod import Pod
-from holdfast.runs import Outcome, Status
+from holdfast.runs import Outcome
 from holdfast.sql import SqliteStore
 from holdfast.store import Store
-from holdfast.values import shown
-
-_MAX_LOOKS: Final = 10
-"""How often another process may end the run that was found, before it could be claimed."""
 
 
 def carry_out(
@@ -54,10 +46,7 @@ def carry_out(
     owns_process: bool = False,
     timing: Timing | None = None,
 ) -> Outcome:
-    """Carry a run on to its end in this process: the unfinished one of a plugin state, else a new one.
-
-    None is begun while another run holds the plugin state; one that is begun and cannot be started all the same, since
-    another came first, is deleted again. If the run that was found ends before it is claimed, there is another look.
+    """Carry a run on to its end in this process: the unfinished one of a plugin state, else a new one, as `carry_on`.
 
     Args:
         settings: Where the Pod lies.
@@ -81,7 +70,7 @@ def carry_out(
     open_store = _opening(settings, identity, address)
     store = open_store()
 
-    def drive(cls: type[PluginBase], run: PluginRun, plugin_state: PersistentState) -> Outcome:
+    def drive(cls: type[PluginBase], run: PluginRun, plugin_state: PersistentState, used: Mapping[str, Any]) -> Outcome:
         id_ = run.id or ""
         runner = Runner(
             open_store,
@@ -92,48 +81,26 @@ def carry_out(
             on_progress=on_progress,
             timing=timing,
         )
-        used = _config_of(run.config, f"run {id_!r}") if config is None else config
         with logging_to(settings.run_log_path(id_), id_, owns_process=owns_process):
-            return replace(runner.drive(cls, run, plugin_state, used), run=id_)
+            return runner.drive(cls, run, plugin_state, used)
 
     with Pod(store) as client:
-        if run_id is not None:
-            check_state(store, run_id)
-            run = get_unfinished(client, run_id)
-            from holdfast.plugins.named import find_named  # start-up: a plugin that was named is loaded by now
+        if run_id is None:
+            if source is None:
+                raise InvalidError("neither a run nor a plugin was named: one of them is expected")
+            locks = settings.locks_path
+            return carry_on(store, source, drive, locks=locks, config=config, state=state, is_new=is_new)
+        check_state(store, run_id)
+        run = get_unfinished(client, run_id)
+        from holdfast.plugins.named import find_named  # start-up: a plugin that was named is loaded by now
 
-            folder = _current_folder() if source is None else source.folder
-            module, name = run.pluginModule or "", run.pluginName or ""
-            found = find_named(f"{module}:{name}", settings.plugins_dir)
-            cls = (found or Source(module=module, name=name, folder=folder)).load()
-            arguments_from(cls, _config_of(run.config, f"run {run_id!r}") if config is None else config)
-            return drive(cls, *continue_run(client, run_id))
-        if source is None:
-            raise InvalidError("neither a run nor a plugin was named: one of them is expected")
-        cls = source.load()
-        text = source.properties.get("config")
-        config_of_new = _config_of(text, "the metadata") if config is None else config
-        for looks_left in reversed(range(_MAX_LOOKS)):
-            plugin_state = plan_state(client, source.plugin_id, state)
-            found = None if is_new else find_unfinished(client, plugin_state)
-            is_fresh = found is None
-            if found is None:
-                arguments_from(cls, config_of_new)
-                check_free(store, plugin_state.id or "", locks=settings.locks_path)
-                properties = {**source.properties, "config": json.dumps(config_of_new)}
-                found = begin_run(client, plugin_state, properties, source.account)
-            try:
-                run = cast("PluginRun", client.get(found.id or ""))
-                if plugin_state.dateServerModified is None:  # another process has made it meanwhile
-                    plugin_state = run.pluginState[0]
-                return drive(cls, run, plugin_state)
-            except HoldfastError as exc:
-                now = client.find(found.id or "", expanded=False)
-                if is_fresh and isinstance(now, PluginRun) and now.status == found.status:
-                    client.delete_items([found, *found.account])
-                if not looks_left or not _came_late(exc, found.id):
-                    raise
-    raise AssertionError  # the last look returns or raises
+        folder = _current_folder() if source is None else source.folder
+        module, name = run.pluginModule or "", run.pluginName or ""
+        found = find_named(f"{module}:{name}", settings.plugins_dir)
+        cls = (found or Source(module=module, name=name, folder=folder)).load()
+        used = config_of(run.config, f"run {run_id!r}", instead=config)
+        arguments_from(cls, used)
+        return replace(drive(cls, *continue_run(client, run_id), used), run=run_id)
 
 
 def _opening(settings: Settings, identity: Identity | None, address: Address | None) -> Callable[[], Store]:
@@ -155,26 +122,8 @@ def _holder(store: Store, state: PersistentState) -> str:
     return "" if lease is None else lease.holder
 
 
-def _came_late(exc: HoldfastError, run: str | None) -> bool:
-    """Say whether a run that was found could not be claimed because it has ended, or was deleted, meanwhile."""
-    facts = exc.facts
-    has_ended = facts.get("wanted") == Status.STARTED and facts.get("status") in FINISHED
-    return has_ended or (isinstance(exc, NotFoundError) and facts.get("id") == run)
-
-
 def _current_folder() -> Path:
     try:
         return Path.cwd()
     except FileNotFoundError as exc:
         raise NotFoundError("the current folder is gone: change to one that is there") from exc
-
-
-def _config_of(text: object, what: str) -> dict[str, Any]:
-    """Return a configuration that is kept as JSON text; an empty one if there is none."""
-    try:
-        found: object = json.loads(text) if isinstance(text, str) and text else {}
-    except (ValueError, RecursionError) as exc:
-        raise InvalidError(f"the configuration of {what} is no JSON: {exc}") from exc
-    if not isinstance(found, dict):
-        raise InvalidError(f"the configuration of {what} cannot be {shown(found)}: an object is expected")
-    return cast("dict[str, Any]", found)

@@ -41,7 +41,7 @@ class Settings:
     """Where things are, and how each value was decided.
 
     Attributes:
-        home: The folder with keys and Pods.
+        home: The folder with keys and Pods; a relative one begins where the process is now.
         state_dir: The folder with the application's variables; a relative one lies in the home.
         plugins_dir: The folder with plugins; likewise.
         save_delay: For how many seconds at most a change of a variable may be in memory only; None: until the end.
@@ -57,6 +57,7 @@ class Settings:
     environ: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "home", self.home.absolute())
         for name in ("state_dir", "plugins_dir"):
             object.__setattr__(self, name, self.home / getattr(self, name))
         object.__setattr__(self, "sources", {**dict.fromkeys(("home", *_READERS), "default"), **self.sources})
@@ -97,13 +98,15 @@ class Settings:
         sources = {"home": source}
         in_file = _read_file(found / FILE)
         for name, reader in _READERS.items():
-            if given[name] is not None:
-                values[name], sources[name] = reader(given[name], f"the argument {name}", Path.cwd), "argument"
-            elif text := environ.get(_variable(name)):
-                values[name], sources[name] = reader(text, _variable(name), None), "environment"
-            elif name in in_file:
-                where = f"{name!r} in {str(found / FILE)!r}"
-                values[name], sources[name] = reader(in_file[name], where, lambda: found), "file"
+            said = (
+                ("argument", given[name], f"the argument {name}"),
+                ("environment", environ.get(_variable(name)) or None, _variable(name)),
+                ("file", in_file.get(name), f"{name!r} in {str(found / FILE)!r}"),
+            )
+            for source, value, what in said:
+                if value is not None:
+                    values[name], sources[name] = reader(value, what, source, found), source
+                    break
         return cls(**values, sources=sources, environ=environ)
 
     def explain(self) -> list[Explained]:
@@ -153,9 +156,9 @@ class Settings:
 
 def _home(given: StrPath | None, environ: Mapping[str, str]) -> tuple[Path, str]:
     if given is not None:
-        return _folder(given, "the home", Path.cwd), "argument"
+        return _folder(given, "the home", "argument"), "argument"
     if text := environ.get(HOME_VARIABLE):
-        return _folder(text, HOME_VARIABLE, None), "environment"
+        return _folder(text, HOME_VARIABLE, "environment"), "environment"
     from platformdirs import user_data_path  # start-up: most are told where their home is
 
     return user_data_path("holdfast", appauthor=False), "default"
@@ -165,11 +168,15 @@ def _variable(name: str) -> str:
     return f"HOLDFAST_{name.upper()}"
 
 
-def _folder(value: object, what: str, base: Callable[[], Path] | None) -> Path:
-    """Return a folder as an absolute path; a relative one begins at ``base``, or, without, may not be."""
+def _folder(value: object, what: str, source: str, home: Path | None = None) -> Path:
+    """Return a folder as an absolute path; in the file a relative one begins at the home, in the environment none may.
+
+    An argument begins where the process is.
+    """
     try:
         text = os.fsdecode(cast("StrPath", value))
-    except TypeError:
+        os.fsencode(text)
+    except (TypeError, UnicodeError):
         text = ""
     if not text or "\0" in text:
         raise InvalidError(f"{what} cannot be {shown(value)}: the path of a folder is expected", value=shown(value))
@@ -180,18 +187,19 @@ def _folder(value: object, what: str, base: Callable[[], Path] | None) -> Path:
         raise InvalidError(message, value=shown(text)) from exc
     if found.is_absolute():
         return found
-    if base is None:
+    if source == "environment":
         raise InvalidError(f"{what} cannot be {shown(text)}: it must be an absolute path", value=shown(text))
-    return base() / found
+    return (home if source == "file" and home is not None else Path.cwd()) / found
 
 
-def _delay(value: object, what: str, base: Callable[[], Path] | None) -> float | None:
-    """Return seconds, which are text only in the environment, where there is no ``base`` and everything is."""
+def _delay(value: object, what: str, source: str, home: Path) -> float | None:
+    """Return seconds, which are text only in the environment, where everything is."""
+    del home
     if value == "none":
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
-        seconds = float(cast("float", value)) if is_number or base is None else math.nan
+        seconds = float(cast("float", value)) if is_number or source == "environment" else math.nan
     except (ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds <= threading.TIMEOUT_MAX:
@@ -200,7 +208,7 @@ def _delay(value: object, what: str, base: Callable[[], Path] | None) -> float |
     return seconds
 
 
-_READERS: Final[Mapping[str, Callable[[object, str, Callable[[], Path] | None], Any]]] = {
+_READERS: Final[Mapping[str, Callable[[object, str, str, Path], Any]]] = {
     "state_dir": _folder,
     "plugins_dir": _folder,
     "save_delay": _delay,

@@ -8,7 +8,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ temporary_pattern: Final = re.compile(r"\.tmp-[0-9a-f]{16}")
 
 _ATTEMPTS: Final = 16
 _CHUNK_BYTES: Final = 65536
+_MAX_OPEN: Final = 64  # at once, of what is written together; a process may have 1024 or 256
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 _NO_RENAME_NEW: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 
@@ -132,7 +133,8 @@ class Disk(Locks):
 
         Flushes the names only, not what the file or folder holds: use `sync_file` before. At any time it has one of
         the names, never none; after a kill a file may have both where renameat2(2) is missing (NFS). There a folder's
-        target may be seen as an empty folder for a moment, or after a kill.
+        target may be seen as an empty folder for a moment, or after a kill. If the flush of a folder fails, it has the
+        new name already, but after a power cut it may have the old one.
 
         Raises:
             ExistsError: ``target`` is taken. Neither was touched.
@@ -183,12 +185,20 @@ class Disk(Locks):
                 return
             if path.parent != path:
                 self.put_folder(path.parent, mode=mode)
-            with self._flushed_after(path.parent):
-                try:
-                    self._mkdir(path, mode)
-                except FileExistsError:
-                    if not os.path.isdir(path):
-                        raise error(errno.ENOTDIR) from None
+            is_new = False
+            try:
+                with self._flushed_after(path.parent):
+                    try:
+                        self._mkdir(path, mode)
+                        is_new = True
+                    except FileExistsError:
+                        if not os.path.isdir(path):
+                            raise error(errno.ENOTDIR) from None
+            except BaseException:
+                if is_new:  # left there, the next call would take it for durable
+                    with suppress(OSError):
+                        self._rmdir(path)
+                raise
 
     @contextmanager
     def temporary_folder(self, parent: StrPath) -> Generator[Path]:
@@ -213,36 +223,48 @@ class Disk(Locks):
     ) -> None:
         """Put new files into folders that are being built, and flush them, and the ``folders``.
 
-        All is written before the first flush, and flushed at the same time, so that the system may make it durable
-        together. Not for a place that others see: there files may be half there. Their permissions are 0600.
-        ``stamps`` are the times of the last change that folders get, in nanoseconds since 1970.
+        Up to 64 at a time, of which all are written before the first flush, and flushed at the same time, so that the
+        system may make them durable together. Not for a place that others see: there files may be half there. Their
+        permissions are 0600. ``stamps`` are the times of the last change that some of ``folders`` get, in nanoseconds
+        since 1970.
 
         Raises:
             ExistsError: Something has one of the names.
         """
-        with ExitStack() as stack:
-            opened: dict[Path, int] = {}
-            for path, data in files.items():
-                with translated(path, "write"):
-                    fd = opened[path] = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN)
-                    stack.callback(os.close, fd)
-                    view = memoryview(data)
-                    while view:
-                        view = view[self._write(fd, view) :]
-                    with suppress(OSError, AttributeError):  # begins to write back, where that can be asked for
-                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            for path, time_ns in (stamps or {}).items():
-                with translated(path, "stamp"):
-                    os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
-            for path in folders if sys.platform != "win32" else ():
-                with translated(path, "flush"):
-                    fd = opened[path] = self._open(path, os.O_RDONLY | DIRECTORY)
-                    stack.callback(os.close, fd)
-            # Without leaving early: what was begun goes on, and its descriptor may be another file's by then.
-            with uninterrupted():
-                self._at_once(
-                    [partial(self._flush_one, path, fd, is_folder=path not in files) for path, fd in opened.items()]
-                )
+        # Folders last: a file that is made changes the time of its folder.
+        entries: list[tuple[Path, bytes | None]] = [*files.items(), *((path, None) for path in folders)]
+        for start in range(0, len(entries), _MAX_OPEN):
+            with ExitStack() as stack:
+                flushes: list[Callable[[], object]] = []
+                for path, data in entries[start : start + _MAX_OPEN]:
+                    fd = self._stamped(path, (stamps or {}).get(path)) if data is None else self._written(path, data)
+                    if fd is not None:
+                        stack.callback(os.close, fd)
+                        flushes.append(partial(self._flush_one, path, fd, is_folder=data is None))
+                # Without leaving early: what was begun goes on, and its descriptor may be another file's by then.
+                with uninterrupted():
+                    self._at_once(flushes)
+
+    def _written(self, path: Path, data: bytes) -> int:
+        """Return the descriptor of a new file that has all of ``data``."""
+        with translated(path, "write"), ExitStack() as stack:
+            fd = self._open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN)
+            stack.callback(os.close, fd)
+            view = memoryview(data)
+            while view:
+                view = view[self._write(fd, view) :]
+            with suppress(OSError, AttributeError):  # begins to write back, where that can be asked for
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            stack.pop_all()
+            return fd
+
+    def _stamped(self, path: Path, time_ns: int | None) -> int | None:
+        """Give a folder a time, and return its descriptor; None where there is none."""
+        if time_ns is not None:
+            with translated(path, "stamp"):
+                os.utime(path, ns=(time_ns, time_ns), follow_symlinks=False)
+        with translated(path, "flush"):
+            return None if sys.platform == "win32" else self._open(path, os.O_RDONLY | DIRECTORY)
 
     def _flush_one(self, path: Path, fd: int, *, is_folder: bool) -> None:
         with translated(path, "flush"):
@@ -298,7 +320,12 @@ class Disk(Locks):
                 if exc.errno not in _NO_LINKS | {errno.ENOENT, errno.EXDEV, errno.EACCES}:
                     raise
                 return False
-            self._rename(spare, target)
+            try:
+                self._rename(spare, target)
+            finally:
+                # rename(2) does nothing if both are names of one file already.
+                with suppress(OSError):
+                    self._unlink(spare)
             return True
 
     def sweep(self, folder: StrPath) -> list[Path]:

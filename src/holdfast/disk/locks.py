@@ -121,11 +121,11 @@ class Locks(Calls):
         path = Path(path)
         deadline = None if wait_s is None else self._monotonic() + wait_s
         with translated(path, "lock"):
-            fd = self._open_locked(path, shared=shared, deadline=deadline)
-        if fd is None:
+            lock = self._find_locked(path, shared=shared, deadline=deadline)
+        if lock is None:
             kept = f"another holds it, and kept it for {wait_s} s; try again, or wait longer"
             raise BusyError(f"could not lock {str(path)!r}: {kept}", path=str(path), waited_s=wait_s)
-        return Lock(path, fd, shared=shared, share=partial(self._try_lock, fd, shared=True))
+        return lock
 
     def _claim(self, fd: int) -> bool:
         try:
@@ -139,9 +139,11 @@ class Locks(Calls):
     def _open_held(self, path: Path, flags: int) -> int:
         return hold(partial(self._open, path, flags))
 
-    def _open_locked(self, path: Path, *, shared: bool, deadline: float | None) -> int | None:
+    def _find_locked(self, path: Path, *, shared: bool, deadline: float | None) -> Lock | None:
         while True:
             fd = self._open_lock(path, shared=shared)
+            # Made before the lock is taken: whatever interrupts this from then on, the object goes, and frees it.
+            lock = Lock(path, fd, shared=shared, share=partial(self._try_lock, fd, shared=True))
             is_taken = is_ours = False
             try:
                 check_plain(os.fstat(fd), or_folder=True)
@@ -149,9 +151,9 @@ class Locks(Calls):
                 is_ours = is_taken and is_at(fd, path)
             finally:
                 if not is_ours:
-                    drop(fd)
+                    lock.release()
             if is_ours:
-                return fd
+                return lock
             if not is_taken:
                 return None
 

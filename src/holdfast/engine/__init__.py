@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.engine.carrying import carry_on, config_of
 from holdfast.engine.finding import (
     DEFAULT_STATE,
     FINISHED,
@@ -28,7 +29,9 @@ __all__ = [
     "Timing",
     "abort",
     "begin_run",
+    "carry_on",
     "check_state",
+    "config_of",
     "continue_run",
     "edit",
     "find_lease",

@@ -118,6 +118,16 @@ class Cycle:
 cycle: Final[ContextVar[Cycle | None]] = ContextVar("holdfast.cycle", default=None)
 
 
+@contextmanager
+def providing(values: Mapping[str, Any]) -> Generator[None]:
+    """Let `current` have this until the end of the block, and nothing that a block around provides."""
+    token = _values.set(values)
+    try:
+        yield
+    finally:
+        _values.reset(token)
+
+
 class Current:
     """What an application provides for one request cycle; one object, `holdfast.current`, for everybody.
 
@@ -134,11 +144,8 @@ class Current:
     ) -> Generator[Current]:
         """Provide what is given, and what a block around provides, until the end of the block."""
         given = {"settings": settings, "session": session, "log": log, "state": state}
-        token = _values.set({**_values.get(), **{name: value for name, value in given.items() if value is not None}})
-        try:
+        with providing({**_values.get(), **{name: value for name, value in given.items() if value is not None}}):
             yield self
-        finally:
-            _values.reset(token)
 
     @property
     def settings(self) -> Any:
@@ -162,12 +169,16 @@ class Current:
 
     @property
     def log(self) -> Any:
-        """The application's logger; if it provides none, ``logging.getLogger("plugin.NAME")`` of the calling plugin."""
-        found = _values.get().get("log")
-        if found is not None:
-            return found
-        here = self._belongings()
-        return _fail("log") if here is None else logging.getLogger(f"plugin.{here.plugin}")
+        """The application's logger; if it provides none, that called ``plugin.NAME`` in the code of a plugin.
+
+        And "holdfast.app" elsewhere, such as in a controller, where the application provides anything at all.
+        """
+        values, here = _values.get(), self._belongings()
+        if "log" in values:
+            return values["log"]
+        if here is None and not values:
+            _fail("log")
+        return logging.getLogger("holdfast.app" if here is None else f"plugin.{here.plugin}")
 
     def on_unload(self, callback: _Callback) -> _Callback:
         """Call ``callback`` without arguments when the calling plugin is unloaded, the last one first; return it.

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from holdfast.disk import Disk, StrPath
@@ -129,6 +129,11 @@ class PluginLoader:
         place = (self._places or {}).get(name)
         return None if place is None else place.failure
 
+    def module(self, name: str) -> ModuleType | None:
+        """Return the module of a plugin that was loaded, under whatever name; None if there is no such plugin."""
+        place = (self._places or {}).get(name)
+        return None if place is None or place.loaded is None else place.loaded.code.module
+
     def detect(self, *, reset_all: bool = False) -> None:
         """Look which plugins there are, and run none: new ones are set up in the next cycle, absent ones unloaded now.
 
@@ -200,31 +205,45 @@ class PluginLoader:
             now.belongings = None
             cycle.reset(token)
 
-    def source(self, text: str) -> Source:
-        """Return a plugin to be run: NAME or NAME:CLASS with the code that serves now; any other as `source_of` does.
+    @contextmanager
+    def lending(self, text: str) -> Generator[Source]:
+        """Yield a plugin to be run: NAME or NAME:CLASS with the code that serves now; any other as `source_of` does.
 
-        What was not loaded yet is set up first, as `load` does.
+        What was not loaded yet is set up first, as `load` does. Whatever happens to the plugin in the block, its
+        modules stay until the end, also for what the run imports late.
 
         Raises:
             InvalidError: It has no class with run(), or several, and none was named; or as `source_of`.
-            NotFoundError: As `source_of`.
+            NotFoundError: It has no such class; or as `source_of`.
             PluginError: It is deactivated.
-            ConflictError, DeniedError, UnavailableError: As `load`.
+            ConflictError, DeniedError, UnavailableError: As `load`; or it was unloaded in this very moment.
         """
         name, class_name = split_name(text)
         if name and name not in (self._places or {}):
             self.detect()
         place = (self._places or {}).get(name)
         if place is None or (class_name and place.found.entry is not None):  # an entry point has one class, or a module
-            return source_of(text)
+            yield source_of(text)
+            return
         if place.is_due and not place.is_serving:
             self.load(name)
-        loaded = place.loaded
-        if loaded is None or not place.is_serving:
-            failure = place.failure
-            assert failure is not None  # noqa: S101 -- whoever was tried and does not serve has one
-            raise PluginError(failure.message, **failure.facts)
-        return source_in(loaded.code, place.found, class_name)
+        self._renew_locks_if_forked()
+        with self._changing:
+            loaded = place.loaded if place.is_serving else None
+            if loaded is not None:
+                loaded.code.users += 1
+        if loaded is None:
+            if (failure := place.failure) is not None:
+                raise PluginError(failure.message, **failure.facts)
+            raise UnavailableError(f"plugin {name!r} cannot be run: it was unloaded just now", plugin=name)
+        try:
+            yield source_in(loaded.code, place.found, class_name)
+        finally:
+            with self._changing:
+                loaded.code.users -= 1
+                is_last = loaded.code.is_left and not loaded.code.users
+            if is_last:
+                self._see_off(loaded.belongings, loaded.code)
 
     def close(self) -> None:
         """Unload all plugins; a later cycle begins anew. Nothing happens the second time.
@@ -247,13 +266,16 @@ class PluginLoader:
 
     def _is_free(self) -> bool:
         """Wait until nobody else loads, and begin; but not while a plugin hangs."""
-        if self._pid != os.getpid():  # whoever had the locks when this process was forked is not in it
-            self._pid, self._loading, self._changing = os.getpid(), threading.Lock(), threading.Lock()
-            self._watch.start_over()
+        self._renew_locks_if_forked()
         while not self._loading.acquire(timeout=0 if self._watch.late else self._late_after_s):
             if self._watch.late or not self._watch.is_busy:  # or what hangs is an unload, or the folder
                 return False
         return True
+
+    def _renew_locks_if_forked(self) -> None:
+        if self._pid != os.getpid():  # whoever had them when this process was forked is not in it
+            self._pid, self._loading, self._changing = os.getpid(), threading.Lock(), threading.Lock()
+            self._watch.start_over()
 
     @contextmanager
     def _alone(self, doing: str) -> Generator[None]:
@@ -410,9 +432,16 @@ class PluginLoader:
                 self._unload(place.loaded.belongings, place.loaded.code)
 
     def _unload(self, belongings: Belongings, code: Code | None) -> None:
-        """Stop what a plugin has had started; what goes on nevertheless is named, and keeps its modules."""
-        if not belongings.close():
-            return
+        """Stop what a plugin has had started; runs go on, and the last of them sees its code off."""
+        if belongings.close():
+            with self._changing:
+                is_lent = code is not None and code.users > 0
+                if code is not None:
+                    code.is_left = True
+            self._see_off(belongings, None if is_lent else code)
+
+    def _see_off(self, belongings: Belongings, code: Code | None) -> None:
+        """Wait for what was told to stop, and forget the code; what goes on is named, and keeps its modules."""
         deadline = time.monotonic() + self._stop_s
         staying = belongings.join(deadline)
         if code is not None:

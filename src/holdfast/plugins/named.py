@@ -5,14 +5,13 @@ What sets plugins up in every cycle is `PluginLoader`; here none is set up, and 
 
 from __future__ import annotations
 
-from importlib.machinery import PathFinder
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from holdfast.errors import InvalidError
 from holdfast.plugins.loading.code import Code
-from holdfast.plugins.loading.finding import GROUP, Found, is_name
-from holdfast.plugins.source import Source, failed_import, find_runnable, properties_of
+from holdfast.plugins.loading.finding import GROUP, Found, find_in_folder, is_name
+from holdfast.plugins.source import Source, class_in, failed_import, find_runnable, known_as, name_in, properties_of
 
 
 def find_named(text: str, folder: Path) -> Source | None:
@@ -22,10 +21,11 @@ def find_named(text: str, folder: Path) -> Source | None:
 
     Raises:
         InvalidError: It has no class with run(), or several, and none was named.
+        NotFoundError: It has no such class.
         PluginError: Its code raises when it is loaded.
     """
     name, class_name = split_name(text)
-    found = _find(name, folder) if name.isidentifier() else None
+    found = find_in_folder(name, folder) if name.isidentifier() else None
     if found is None and name == text:
         found = next((Found(name, str(folder), each) for each in entry_points(group=GROUP, name=name)), None)
     if found is None:
@@ -39,14 +39,17 @@ def find_named(text: str, folder: Path) -> Source | None:
     return source_in(code, found, class_name)
 
 
-def split_name(text: str) -> tuple[str, str]:
+def split_name(text: object) -> tuple[str, str]:
     """Return the two parts of NAME:CLASS, the second empty for NAME alone; and both for what is neither."""
-    name, colon, class_name = text.partition(":")
+    name, colon, class_name = text.partition(":") if isinstance(text, str) else ("", "", "")
     return (name, class_name) if is_name(name) and class_name.isidentifier() == bool(colon) else ("", "")
 
 
 def source_in(code: Code, found: Found, name: str = "") -> Source:
-    """Return the plugin that can be run in loaded code; its id is that of the module, whatever that was loaded as.
+    """Return the plugin that can be run in loaded code.
+
+    What a plugin in a folder defines has the name of that plugin as its module: it is one thing, and its own affair
+    what it is made of. All else is known as `known_as` says.
 
     Args:
         code: The code.
@@ -54,7 +57,8 @@ def source_in(code: Code, found: Found, name: str = "") -> Source:
         name: The class; empty: the one that the entry point names, else the only one that `find_runnable` returns.
 
     Raises:
-        InvalidError: There is none, or several.
+        InvalidError: There is none, or several; or what was named is no plugin.
+        NotFoundError: What was named is not there.
     """
     module = found.name if found.entry is None else found.entry.module
     name = name or (found.entry.attr if found.entry is not None else "")
@@ -65,10 +69,9 @@ def source_in(code: Code, found: Found, name: str = "") -> Source:
             why = f"it has several classes with run(); name one: {classes}" if names else "it has no class with run()"
             raise InvalidError(f"plugin {found.name!r} cannot be run: {why}", plugin=found.name, classes=names)
         [name] = names
-    return Source(module=module, name=name, loaded=code.module, properties=properties_of(module, name))
-
-
-def _find(name: str, folder: Path) -> Found | None:
-    """Return the module or package of this name in ``folder``; a folder that happens to be called so is none."""
-    spec = PathFinder.find_spec(name, [str(folder)])
-    return None if spec is None or spec.origin is None else Found(name, str(folder))
+    cls = class_in(code.module, module, name)
+    if False:
+        name = name_in(code.module, cls) or name
+    else:
+        module, name = known_as(cls, code.module, module, name)
+    return Source(module=module, name=name, loaded=cls, properties=properties_of(module, name))

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +36,7 @@ class Source:
         name: Its class.
         folder: Where the module is looked for besides installed packages.
         file: The very file that the module must be, if one was named.
-        loaded: The module itself, if somebody has loaded it, under whatever name.
+        loaded: The class itself, if somebody has loaded it; it is known as this module and name then.
         properties: Of its PluginRun.
         account: The properties of its Account, if it has one.
     """
@@ -45,9 +45,15 @@ class Source:
     name: str
     folder: Path | None = None
     file: Path | None = None
-    loaded: ModuleType | None = None
+    loaded: type[PluginBase] | None = None
     properties: Mapping[str, Any] = field(default_factory=dict[str, Any])
     account: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, plugin: type[PluginBase]) -> Source:
+        """Return where a class comes from that is there already."""
+        module, name = known_as(plugin, sys.modules.get(plugin.__module__), plugin.__module__, plugin.__name__)
+        return cls(module=module, name=name, loaded=plugin, properties=properties_of(module, name))
 
     @property
     def plugin_id(self) -> str:
@@ -62,13 +68,15 @@ class Source:
             InvalidError: The class is no plugin.
             PluginError: The module raises when it is imported.
         """
-        found = getattr(self.loaded or _import(self.module, self.folder, self.file), self.name, None)
-        if found is None:
-            raise NotFoundError(f"module {self.module!r} has no class {self.name!r}", module=self.module)
-        if not (isinstance(found, type) and issubclass(found, PluginBase)):
-            message = f"{self.plugin_id!r} is no plugin: it must be a subclass of holdfast.PluginBase"
-            raise InvalidError(message, plugin=self.plugin_id)
-        return found
+        return self.loaded or class_in(_import(self.module, self.folder, self.file), self.module, self.name)
+
+    def known(self, cls: type[PluginBase]) -> Source:
+        """Return this source with what ``cls``, which `load` returned, is known as, however it was named."""
+        if self.loaded is not None:
+            return self
+        module, name = known_as(cls, sys.modules.get(self.module), self.module, self.name)
+        properties = {**self.properties, **properties_of(module, name)}
+        return replace(self, module=module, name=name, loaded=cls, properties=properties)
 
 
 def source_of(text: str) -> Source:
@@ -79,9 +87,10 @@ def source_of(text: str) -> Source:
             malformed.
         NotFoundError: There is no such file.
     """
-    if text.endswith(".json"):
+    is_text = isinstance(text, str)  # pyright: ignore[reportUnnecessaryIsInstance] -- callers may be untyped
+    if is_text and text.endswith(".json"):
         return read_metadata(Path(text))
-    place, colon, name = text.rpartition(":")
+    place, colon, name = text.rpartition(":") if is_text else ("", "", "")
     if not colon or not name.isidentifier() or not place:
         message = (
             f"there is no plugin {shown(text)}: the NAME of one in the plugins' folder or of an installed one, "
@@ -100,22 +109,63 @@ def source_of(text: str) -> Source:
     return Source(module=path.stem, name=name, folder=path.parent, file=path, properties=properties)
 
 
+def class_in(module: ModuleType, named: str, name: str) -> type[PluginBase]:
+    """Return the plugin that a module has under this name.
+
+    Raises:
+        NotFoundError: It has none.
+        InvalidError: It is no plugin.
+    """
+    found = getattr(module, name, None)
+    if found is None:
+        raise NotFoundError(f"module {named!r} has no class {name!r}", module=named)
+    if not (isinstance(found, type) and issubclass(found, PluginBase)):
+        plugin = f"{named}:{name}"
+        raise InvalidError(f"{plugin!r} is no plugin: it must be a subclass of holdfast.PluginBase", plugin=plugin)
+    return found
+
+
+def known_as(cls: type[PluginBase], found_in: ModuleType | None, module: str, name: str) -> tuple[str, str]:
+    """Return the module and the name that a plugin is known by, under whichever of its names it was found.
+
+    That is its own name, in the outermost package around the module that defines it which has it under this name: an
+    author may let `acme` have what `acme.importers` defines, and then move it there. What has its own name nowhere
+    keeps the module that was named, and so does what a script defines, as all scripts are one module.
+    """
+    around = f"{cls.__module__}".split(".")
+    first = 0 if around[0].isidentifier() else 1  # the name under which a reload has put the code is no one's
+    for last in range(first + 1, len(around) + 1 if around != ["__main__"] else 0):
+        if name_in(sys.modules.get(".".join(around[:last])), cls) == cls.__name__:
+            return ".".join(around[first:last]), cls.__name__
+    return module, name_in(found_in, cls) or name
+
+
+def name_in(module: ModuleType | None, cls: type[PluginBase]) -> str | None:
+    """Return the name of a class in a module: its own if it has that there, else its first one, if it has any."""
+    try:
+        if getattr(module, cls.__name__, None) is cls:
+            return cls.__name__
+    except Exception:  # noqa: BLE001 -- a module that makes its names when they are asked for is the plugin's code
+        return None
+    return None if module is None else next((name for name, each in vars(module).items() if each is cls), None)
+
+
 def find_runnable(module: ModuleType) -> list[str]:
     """Return the names of the plugins that can be run, and that a module, or a package in its modules, defines itself.
 
     What it imports from elsewhere is not its own, what has no run() cannot be run, and what begins with ``_`` is not
     meant to be.
     """
-    found = {
-        each: name
+    found = dict.fromkeys(
+        each
         for name, each in vars(module).items()
         if isinstance(each, type)
         and issubclass(each, PluginBase)
         and each.run is not PluginBase.run
         and f"{each.__module__}.".startswith(f"{module.__name__}.")
         and not name.startswith("_")
-    }
-    return list(found.values())
+    )
+    return [name for each in found if (name := name_in(module, each)) is not None]
 
 
 def properties_of(module: str, name: str) -> dict[str, str]:

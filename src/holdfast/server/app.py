@@ -53,6 +53,7 @@ class Application(Guard):
             openapi_url="/api/openapi.json",
             docs_url=None,  # these pages come from elsewhere
             redoc_url=None,
+            redirect_slashes=False,
             lifespan=lifespan,
             exception_handlers=dict.fromkeys(
                 (HoldfastError, Refused, HTTPException, RequestValidationError, Exception), _answer

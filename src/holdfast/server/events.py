@@ -38,6 +38,9 @@ class _Watch:
 
     followers: set[asyncio.Queue[bytes | None]] = field(default_factory=set[asyncio.Queue[bytes | None]])
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    has_begun: asyncio.Event = field(default_factory=asyncio.Event)
+    count: int = 0
+    """Of those who follow, or are about to."""
     task: asyncio.Task[None] | None = None
 
 
@@ -79,21 +82,19 @@ class Events:
             Refused: There are too many followers.
             InvalidError: ``last_id`` is none.
         """
-        changes = Changes(session.pod.store)
         since = None if last_id is None else _since(last_id)
         self._places.take()
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_WAITING)
         watch = self._watches.setdefault(session.owner, _Watch())
+        watch.count += 1
         try:
             if watch.task is None:
-                await session.read(changes.begin, None)
-                watch.task = asyncio.create_task(self._look(watch, changes))
+                watch.task = asyncio.create_task(self._look(watch, Changes(session.pod.store)))
+            await watch.has_begun.wait()
             watch.followers.add(queue)
             yield _BEAT
             if since is not None:
-                missed = Changes(session.pod.store)
-                await session.read(missed.begin, since)
-                for event in await session.read(missed.new):
+                for event in await session.read(Changes(session.pod.store, since).new):
                     yield event
             while not self._is_closed:
                 try:
@@ -106,23 +107,33 @@ class Events:
         finally:
             self._places.give()
             watch.followers.discard(queue)
-            if not watch.followers and watch.task is not None:
+            watch.count -= 1
+            if not watch.count and watch.task is not None:
                 watch.task.cancel()
                 self._watches.pop(session.owner, None)
 
     async def _look(self, watch: _Watch, changes: Changes) -> None:
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(watch.changed.wait(), LOOK_S)
-            watch.changed.clear()
-            try:
-                found = await self._threads.run(self._threads.reading, changes.new)
-            except HoldfastError as exc:  # it may be busy: what was missed is found the next time
-                _log.warning("events.not_read", extra={"reason": str(exc)})
-                continue
-            for event in found:
-                for queue in watch.followers:
-                    _offer(queue, event)
+        """Tell the followers of one owner what is new; should this end, they end too, and may come again."""
+        ask = changes.begin
+        try:
+            while True:
+                try:
+                    found = await self._threads.run(self._threads.reading, ask)
+                except HoldfastError as exc:  # it may be busy: what was missed is found the next time
+                    _log.warning("events.not_read", extra={"reason": str(exc)})
+                else:
+                    ask = changes.new
+                    watch.has_begun.set()
+                    for event in found:
+                        for queue in watch.followers:
+                            _offer(queue, event)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(watch.changed.wait(), LOOK_S)
+                watch.changed.clear()
+        finally:
+            watch.has_begun.set()
+            for queue in watch.followers:
+                _offer(queue, None)
 
 
 def _offer(queue: asyncio.Queue[bytes | None], event: bytes | None) -> None:
@@ -135,26 +146,29 @@ def _offer(queue: asyncio.Queue[bytes | None], event: bytes | None) -> None:
 
 
 class Changes:
-    """What is new in one Pod since it was last asked; for one thread at a time."""
+    """What is new in one Pod since it was last asked; for one thread at a time.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: The Pod.
+        since_ms: Tell from then on, milliseconds since 1970.
+    """
+
+    def __init__(self, store: Store, since_ms: int = 0) -> None:
         self._store = store
-        self._at_ms = 0
+        self._at_ms = since_ms
         self._seen: dict[str, int] = {}
         """The runs that were written at that time, with their versions: there may be more of the same millisecond."""
         self._asking: dict[str, dict[str, Question]] = {}
         """The plugin states with questions that are not answered, and all their questions."""
 
-    def begin(self, since_ms: int | None) -> None:
-        """Tell from then on, milliseconds since 1970; None: from now."""
-        if since_ms is not None:
-            self._at_ms = since_ms
-            return
+    def begin(self) -> list[bytes]:
+        """Tell from now on; of what was before, return nothing."""
         newest = self._store.search(replace(_RUNS, is_descending=True, limit=1))
         self._at_ms = newest[0].position[0] if newest else 0
         asking = Condition("status", Comparison.EQUAL, str(Status.USER_ACTION_NEEDED))
         self._look_at(_states(self._store.search(replace(_RUNS, conditions=(asking,)))))
         self.new()
+        return []
 
     def new(self) -> list[bytes]:
         """Return what is new, as events."""

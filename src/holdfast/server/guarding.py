@@ -19,6 +19,8 @@ from holdfast.server.problems import Refused, problem_of
 
 _log: Final = logging.getLogger(__name__)
 
+ABORT: Final = "holdfast.abort"
+"""Where in the scope of a request the function is that drops its connection at once, if there is one."""
 _DRAIN_S: Final = 2.0
 _DRAIN_BYTES: Final = 256 * 2**20
 
@@ -89,6 +91,8 @@ class _Exchange:
             async with asyncio.timeout(self._limits.idle_s):
                 await self._send(message)
         except TimeoutError:
+            self._scope.get(ABORT, _nothing)()
+            await asyncio.sleep(0)  # whatever holds the connection hears of it
             raise ClientDisconnect from None
 
     async def _drain(self) -> None:
@@ -114,3 +118,7 @@ class _Exchange:
         route = getattr(self._scope.get("route"), "path", "other")
         facts = {"method": self._scope["method"], "route": route, "status": self._status}
         _log.info("request.answered", extra={**facts, "ms": round((time.monotonic() - self._began) * 1000, 1)})
+
+
+def _nothing() -> None:
+    pass

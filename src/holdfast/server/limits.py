@@ -27,7 +27,6 @@ _MAX_KEYS: Final = 10_000
 """How many owners or addresses a rate is remembered for; the ones that were silent for longest are forgotten."""
 _BRACKETS: Final = 4_000_000
 """Of lists and objects in a body: each takes some 80 bytes when it is read, and two when it is sent."""
-_DRAIN_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +164,9 @@ class Intake:
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity":
             error = InvalidError(f"a body cannot be encoded as {encoding!r}: send it as it is", encoding=encoding)
-            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, error, _CLOSING | {"Accept-Encoding": "identity"})
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, error, {"Accept-Encoding": "identity"})
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > max_bytes:
-            await self._drain(request)
             raise _too_large(max_bytes)
         began, size = self._monotonic(), 0
         while True:
@@ -183,36 +181,22 @@ class Intake:
                     f"at most {limits.idle_s:.0f} s"
                 )
                 facts = {"bytes_per_s": limits.bytes_per_s, "idle_s": limits.idle_s}
-                raise Refused(HTTPStatus.REQUEST_TIMEOUT, UnavailableError(text, **facts), _CLOSING) from None
+                raise Refused(HTTPStatus.REQUEST_TIMEOUT, UnavailableError(text, **facts)) from None
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             part = message.get("body", b"")
             size += len(part)
             if size > max_bytes:
-                await self._drain(request)
                 raise _too_large(max_bytes)
             if part:
                 yield part
             if not message.get("more_body", False):
                 return
 
-    async def _drain(self, request: Request) -> None:
-        """Let a client send on for a little: many read no answer before they have sent all."""
-        try:
-            async with asyncio.timeout(_DRAIN_S):
-                while (message := await request.receive())["type"] == "http.request" and message.get("more_body"):
-                    pass
-        except TimeoutError:
-            pass
-
-
-_CLOSING: Final = {"Connection": "close"}
-"""What is not read of a body would be taken for the next request."""
-
 
 def _too_large(max_bytes: int) -> Refused:
     message = f"the body is too large: at most {max_bytes:,} bytes are allowed here"
-    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, InvalidError(message, max_bytes=max_bytes), _CLOSING)
+    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, InvalidError(message, max_bytes=max_bytes))
 
 
 def check_brackets(text: bytes | bytearray) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import h11
 import uvicorn
@@ -16,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from holdfast.errors import InvalidError, UnavailableError
 from holdfast.server.app import Application
+from holdfast.server.guarding import ABORT
 from holdfast.server.limits import Limits
 
 _LATE: Final = (
@@ -33,6 +35,12 @@ class _Protocol(H11Protocol):
     header_s = Limits().header_s
     _late: asyncio.TimerHandle | None = None
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.access_log = (
+            False  # it has addresses as they are, and keys stand in some; the setting of that name is late
+        )
+
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._expect_head()
@@ -43,6 +51,18 @@ class _Protocol(H11Protocol):
             self._stop_waiting()
         elif self._late is None and data:
             self._expect_head()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        # For who answers, and finds that the client does not read: closing would wait until it has read the rest.
+        if self.scope is not None:  # pyright: ignore[reportUnnecessaryComparison] -- it is, before the first request
+            cast("dict[str, Any]", self.scope)[ABORT] = self._abort
+
+    def _abort(self) -> None:
+        opened: socket.socket | None = self.transport.get_extra_info("socket")
+        if opened is not None:  # what the system still has for the client goes with it
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()

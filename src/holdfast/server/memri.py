@@ -39,11 +39,13 @@ from holdfast.server.memri_forms import (
     definitions_of,
     edge_form,
     found_form,
+    is_told,
     item_form,
     read,
     read_query,
     undeclared,
 )
+from holdfast.server.problems import PROBLEM_TYPE
 from holdfast.server.signing_in import Entrance, Session
 from holdfast.server.streaming import Held
 from holdfast.store import (
@@ -131,8 +133,6 @@ def _bulk(caller: _Caller, payload: BulkForm) -> dict[str, Any]:
     for fields in payload.search or ():
         read_query(fields, schema)  # what cannot be searched for is said before anything is written
     _commit(caller, draft)
-    if draft.operations and payload.search:
-        schema = caller.store.schema()
     return {
         "createItems": created,
         "search": [_found(caller.store, fields, schema) for fields in payload.search or ()],
@@ -148,14 +148,12 @@ def _get_edges(caller: _Caller, payload: EdgesForm) -> list[dict[str, Any]]:
     edges = caller.store.list_edges([id_], payload.direction).get(id_, []) if item_id.fullmatch(id_) else []
     if not edges and not _get_item(caller, id_):
         raise NotFoundError(f"there is no item {shown(id_)}: it was never created, or it was deleted", id=shown(id_))
-    return [edge_form(edge, is_expanded=payload.expandItems) for edge in edges]
+    return [edge_form(edge, is_expanded=payload.expandItems) for edge in edges if is_told(edge)]
 
 
 def _declare(caller: _Caller, payload: SchemaForm) -> dict[str, Any]:
-    schema = caller.store.schema()
-    definitions = definitions_of(payload, schema)
-    if schema.joined(definitions) is not schema:
-        caller.store.apply(Batch((DeclareTypes(definitions),), key=caller.key))
+    definitions = definitions_of(payload, caller.store.schema())
+    caller.store.apply(Batch((DeclareTypes(definitions),), key=caller.key))
     return {}
 
 
@@ -273,7 +271,10 @@ def memri_router(
     router.add_api_route(
         "/v4/{owner}/upload_file_b/{auth:path}/{sha256}", routes.upload_file_b, methods=["POST"], **upload
     )
-    router.add_api_route("/version", routes.about, methods=["GET"], **_described("What answers.", None, dict[str, str]))
+    busy: dict[int | str, dict[str, Any]] = {
+        503: {"description": "It cannot be done now; later it may.", "content": {PROBLEM_TYPE: {}}}
+    }
+    router.add_api_route("/version", routes.about, methods=["GET"], summary="Which version answers.", responses=busy)
     return router
 
 
@@ -348,8 +349,8 @@ class _Routes:
         presented: str = read(_adapter(Auth), auth, "what says who calls").presented
         return await self._upload(request, owner, presented, sha256)
 
-    async def about(self, request: Request) -> Response:
-        return Response(to_json({"cargo": request.app.version, "server": "holdfast"}), media_type=_JSON)
+    async def about(self, request: Request) -> dict[str, str]:
+        return {"cargo": request.app.version, "server": "holdfast"}
 
     async def _upload(self, request: Request, owner: str, presented: str, sha256: str) -> Response:
         async with self._entrance.session(request, owner.lower(), presented) as session:

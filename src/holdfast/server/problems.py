@@ -15,6 +15,7 @@ from typing import Any, Final
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from holdfast.errors import DamagedError, HoldfastError, InvalidError, NotFoundError, UnavailableError
@@ -85,6 +86,8 @@ def problem_of(exc: Exception) -> Problem:
     if isinstance(exc, HTTPException):
         kind = NotFoundError if exc.status_code == HTTPStatus.NOT_FOUND else InvalidError
         return _told(kind(_why(exc)), exc.status_code, exc.headers or {})
+    if isinstance(exc, ClientDisconnect):
+        return _told(InvalidError("the client has gone"), HTTPStatus.BAD_REQUEST)
     id_ = secrets.token_hex(8)
     _log.error("request.failed", extra={"id": id_}, exc_info=exc)
     message = f"the server has a defect and could not answer; its log has the reason under {id_!r}"
@@ -93,9 +96,10 @@ def problem_of(exc: Exception) -> Problem:
 
 def _told(error: HoldfastError, status: int, headers: Mapping[str, str] | None = None) -> Problem:
     kind = next(each for each in type(error).__mro__ if each.__module__ == HoldfastError.__module__)
-    return Problem(
-        status=status, kind=kind.__name__, detail=error.message, facts=error.facts, headers=dict(headers or {})
-    )
+    facts, detail = dict(error.facts), error.message
+    if "path" in facts:  # where the server keeps things is nobody else's business
+        detail = detail.replace(repr(facts.pop("path")), "on this server")
+    return Problem(status=status, kind=kind.__name__, detail=detail, facts=facts, headers=dict(headers or {}))
 
 
 def _why(exc: HTTPException) -> str:

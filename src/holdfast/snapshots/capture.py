@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from holdfast.errors import UnavailableError
 from holdfast.snapshots.manifest import CHUNK_BYTES
 from holdfast.snapshots.reading import populate
 from holdfast.snapshots.tree import Encoded
@@ -101,16 +102,28 @@ class Staging:
                 span.is_dirty = bytearray(b"\1" * len(span.is_dirty))
 
     def make_room(self, trees: Mapping[str, Encoded]) -> None:
-        """Have memory for these trees that the system need not find any more; moves nothing if they fit."""
+        """Have memory for these trees that the system need not find any more; moves nothing if they fit.
+
+        If this is left by an exception, nothing counts as captured, and what is known to be stored still does.
+
+        Raises:
+            UnavailableError: There is not so much memory.
+        """
         counts = {name: tree.size // CHUNK_BYTES for name, tree in trees.items()}
-        if all(len(self.spans.setdefault(name, Span()).is_dirty) == count for name, count in counts.items()):
+        old = {name: self.spans.get(name, Span()) for name in trees}
+        # What was loaded has been stored, and has no memory yet.
+        is_known = trees.keys() <= self.spans.keys()
+        if is_known and all(
+            len(old[name].is_dirty) == len(old[name].stored) == count for name, count in counts.items()
+        ):
             return
-        self._have(sum(counts.values()) * CHUNK_BYTES)
-        first = 0
+        spans, first = dict[str, Span](), 0
         for name, count in counts.items():
-            old = self.spans[name]
-            self.spans[name] = Span(first=first, stored=_fitted(old.stored, count), is_dirty=bytearray(b"\1" * count))
+            spans[name] = Span(first, (), _fitted(old[name].stored, count), bytearray(b"\1" * count))
             first += count
+        self.spans = {name: Span(stored=span.stored) for name, span in old.items()}
+        self._have(first * CHUNK_BYTES)
+        self.spans = spans  # all at once: half of them, beside half of the old ones, would lie in one place
 
     def capture(self, trees: Mapping[str, Encoded]) -> None:
         """Copy of the leaves of all trees what changed; of those that changed everywhere, `copy_left` does.
@@ -119,7 +132,7 @@ class Staging:
         next.
         """
         self.make_room(trees)
-        self.left = []
+        self.left.clear()
         for name, tree in trees.items():
             span = self.spans[name]
             layout = tuple((at, len(data)) for at, data in tree.leaves)
@@ -148,7 +161,7 @@ class Staging:
                 if copied == told < total:
                     yield start + at
                     told *= 2  # copying is faster than what comes after it: telling so more often would not help
-        self.left = []
+        self.left.clear()
 
     def settle(self, stored: Mapping[str, list[Place]]) -> None:
         """Note where all that was captured is stored now."""
@@ -162,9 +175,14 @@ class Staging:
             return
         size = -(-size // BLOCK_BYTES) * BLOCK_BYTES
         self.memory = memoryview(b"")  # the old one goes when nobody looks at it any more
-        if self.fd >= 0:
-            os.ftruncate(self.fd, size)
-        memory = mmap.mmap(self.fd, size)
+        try:
+            if self.fd >= 0:
+                os.ftruncate(self.fd, size)
+            memory = mmap.mmap(self.fd, size)
+        except OSError as exc:
+            raise UnavailableError(
+                f"there is no memory for a copy of {size} bytes of state: make room, or save less, and try again"
+            ) from exc
         self.memory = memoryview(memory)
         populate(self.memory, 0, size)
 
@@ -196,13 +214,14 @@ class Staging:
         start = span.first * CHUNK_BYTES + at
         for number, offset in enumerate(range(0, len(data), BLOCK_BYTES)):
             block = data[offset : offset + BLOCK_BYTES]
-            tag = self.tagger.tag(block)
-            if span.tags.get(start + offset) != tag:
+            if span.tags.get(start + offset) != self.tagger.tag(block):
                 changed += 1
                 self._touch(span, at + offset, len(block))
                 span.tags.pop(start + offset, None)
-                self.memory[start + offset : start + offset + len(block)] = block
-                span.tags[start + offset] = tag
+                copy = self.memory[start + offset : start + offset + len(block)]
+                copy[:] = block
+                # Of the copy: native code may have changed the block since, and the next save has to see that.
+                span.tags[start + offset] = self.tagger.tag(copy)
                 if changed >= _TRIED_BLOCKS and 2 * changed > number + 1:
                     self._leave(span, at + offset + len(block), data[offset + len(block) :])
                     return

@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -26,7 +25,6 @@ from holdfast.snapshots.capture import Place, Staging
 from holdfast.snapshots.manifest import MANIFEST, OURS, PACKS, File, Manifest, Pack, Run, Stored
 from holdfast.snapshots.packs import Done, Work
 from holdfast.snapshots.reading import hash_file
-from holdfast.snapshots.tree import Encoded
 
 MAX_PACKS: Final = 24
 """How many packs a snapshot shares with others; a longer chain would make each save link more than it writes."""
@@ -36,9 +34,12 @@ _SCRATCH_BYTES: Final = 4 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Captured:
-    """One object at the moment of the capture: a tree, taken apart, with its version; or the entries that it wrote."""
+    """One object at the moment of the capture: the skeleton of a tree, with its version; or the entries it wrote.
 
-    tree: Encoded | None = None
+    Its leaves are in staging, and nobody's memory is held on to.
+    """
+
+    skeleton: bytes | None = None
     version: int | None = None
     entries: tuple[str, ...] = ()
 
@@ -131,7 +132,9 @@ class Commit:
         Raises:
             ExistsError: The name is taken (FileExistsError as well).
             InvalidError: An object wrote something else than files and folders; or the attachments are no JSON.
-            UnavailableError: The disk is full, or fails. In each case nothing can be seen of it.
+            UnavailableError: The disk is full, or fails. Nothing can be seen of the snapshot then, but for one case:
+                if the flush of its name failed, which is the last call, it is there, whole, and may not outlive a
+                power cut.
         """
         job, disk = self._job, self._disk
         disk.make_folder(job.folder / OURS)
@@ -139,8 +142,8 @@ class Commit:
         for name, captured in job.objects.items():
             for entry in captured.entries:
                 self._keep(entry)
-            if captured.tree is not None and not self._share_skeleton(name, captured.tree.skeleton):
-                skeletons[job.folder / name] = captured.tree.skeleton
+            if captured.skeleton is not None and not self._share_skeleton(name, captured.skeleton):
+                skeletons[job.folder / name] = captured.skeleton
         places = self._store_chunks()
         manifest = self._manifest(places)
         disk.write(
@@ -153,27 +156,29 @@ class Commit:
         self._staging.settle(places)
         return base
 
-    def _keep(self, entry: str) -> None:
+    def _keep(self, top: str) -> None:
         """Make durable, and list, what an object wrote; share what was there before."""
-        place = self._job.folder / entry
-        try:
-            mode = place.lstat().st_mode
-            names = sorted(os.listdir(place)) if stat.S_ISDIR(mode) else []  # noqa: PTH208 – names are what is needed
-        except OSError as exc:
-            raise translate(exc, place, "read") from exc
-        if stat.S_ISDIR(mode):
-            self._folders.append(entry)
-            for name in names:
-                self._keep(f"{entry}/{name}")
-            return
-        if not stat.S_ISREG(mode):
-            raise InvalidError(f"{str(place)!r} cannot be saved: it is no plain file or folder", path=str(place))
-        with self._disk.open_blocks(place, is_cached=True) as blocks:
-            file = File(entry, *hash_file(blocks, self._scratch))
-            self._files.append(file)
-            if not self._share(file):
-                blocks.flush()
-        self._advance(file.size)
+        left = [top]
+        while left:
+            entry = left.pop()
+            place = self._job.folder / entry
+            try:
+                mode = place.lstat().st_mode
+                names = sorted(os.listdir(place)) if stat.S_ISDIR(mode) else []  # noqa: PTH208 – names are what is needed
+            except OSError as exc:
+                raise translate(exc, place, "read") from exc
+            if stat.S_ISDIR(mode):
+                self._folders.append(entry)
+                left += [f"{entry}/{name}" for name in reversed(names)]
+                continue
+            if not stat.S_ISREG(mode):
+                raise InvalidError(f"{str(place)!r} cannot be saved: it is no plain file or folder", path=str(place))
+            with self._disk.open_blocks(place, is_cached=True) as blocks:
+                file = File(entry, *hash_file(blocks, self._scratch))
+                self._files.append(file)
+                if not self._share(file):
+                    blocks.flush()
+            self._advance(file.size)
 
     def _share_skeleton(self, name: str, skeleton: bytes) -> bool:
         file = File(name, len(skeleton), blake3(skeleton).hexdigest())
@@ -194,7 +199,9 @@ class Commit:
     def _store_chunks(self) -> dict[str, list[Place]]:
         """See that each chunk of each tree is in a pack of the folder; return where."""
         spans = {
-            name: self._staging.spans[name] for name, captured in self._job.objects.items() if captured.tree is not None
+            name: self._staging.spans[name]
+            for name, captured in self._job.objects.items()
+            if captured.skeleton is not None
         }
         stored = {name: list(span.stored) for name, span in spans.items()}
         needed = Counter(place.pack for places in stored.values() for place in places if place is not None)
@@ -243,16 +250,15 @@ class Commit:
         pack = os.urandom(16).hex()
         path = self._job.folder / PACKS / pack
         done = self._write_pack(work, path, self._advance)
-        placed = list(map(Place, done.digests, repeat(pack), done.slots))
+        placed = [Place(digest, pack, slot) for digest, slot in zip(done.digests, done.slots, strict=True)]
         if -1 in done.slots:
             known: defaultdict[bytes, list[Place]] = defaultdict(list)
             for place in spare:
                 known[place.digest].append(place)
             placed = [known[place.digest].pop() if place.slot < 0 else place for place in placed]
-        outcomes = iter(placed)
-        for name, numbers in todo.items():
-            for number, place in zip(numbers, outcomes, strict=False):
-                stored[name][number] = place
+        missing = ((stored[name], number) for name, numbers in todo.items() for number in numbers)
+        for (places, number), place in zip(missing, placed, strict=True):
+            places[number] = place
         for (name, (start, _)), tag in zip(tagged, done.tags, strict=True):
             spans[name].tags[start] = tag
             del spans[name].untagged[start]
@@ -277,7 +283,7 @@ class Commit:
             runs = [
                 Run(numbers[at.pack], at.slot, end - number) for (number, at), end in zip(starts, ends, strict=False)
             ]
-            entries = captured.entries if captured.tree is None else (name,)
+            entries = captured.entries if captured.skeleton is None else (name,)
             objects[name] = Stored(version=captured.version, entries=entries, chunks=tuple(runs))
         return Manifest(
             id=os.urandom(16).hex(),

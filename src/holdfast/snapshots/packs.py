@@ -11,7 +11,6 @@ from __future__ import annotations
 import marshal
 import mmap
 import os
-import pickle
 import select
 import signal
 import socket
@@ -22,13 +21,13 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from blake3 import blake3
 
-from holdfast.disk import Blocks, Disk
+from holdfast.disk import Blocks, Disk, translate
 from holdfast.errors import HoldfastError, UnavailableError
 from holdfast.snapshots.capture import Staging, Tagger
 from holdfast.snapshots.manifest import CHUNK_BYTES, Pack
@@ -194,13 +193,15 @@ class Worker:
             OSError: No process can be started.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as stack:
+            stack.enter_context(ours)
             self._process = subprocess.Popen(  # noqa: S603 – this very Python
                 [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno()), str(os.getpid()), *sys.path],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for this process, which decides
             )
+            stack.pop_all()
         self._socket = ours
         self.close = weakref.finalize(self, _stop, self._process, ours, os.getpid())
         """End it; nothing happens the second time."""
@@ -242,7 +243,7 @@ class Worker:
             if what not in {"done", "error"}:
                 self.close()
         if what == "error":
-            raise pickle.loads(value)  # noqa: S301 – of our own process
+            raise translate(OSError(*value), blocks.path, "write")
         return Done(*value)
 
 
@@ -293,7 +294,9 @@ def _serve(connection: socket.socket) -> None:
                 )
             answer = ("done", tuple(done))
         except HoldfastError as exc:
-            answer = ("error", pickle.dumps(exc))
+            # What the system said: only at the other end it is known which file that is, and on which disk.
+            cause = exc.__cause__
+            answer = ("error", (cause.errno, cause.strerror) if isinstance(cause, OSError) else (None, str(exc)))
         await_copied(size)
         _send(connection, answer)
 

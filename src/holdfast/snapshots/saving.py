@@ -21,22 +21,24 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 from blake3 import blake3
 
-from holdfast.disk import BusyError, Disk, ExistsError, StrPath, translate
-from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundError, UnavailableError
+from holdfast.disk import Disk, ExistsError, MissingError, StrPath, translate
+from holdfast.errors import ConflictError, DamagedError, HoldfastError, InvalidError, NotFoundError, UnavailableError
 from holdfast.snapshots.capture import Staging
 from holdfast.snapshots.commit import Base, Captured, Commit, Job, base_of, places_of
 from holdfast.snapshots.manifest import CHUNK_BYTES, File, Manifest, check_entry, is_snapshot, read_manifest
 from holdfast.snapshots.packs import WORKER_BYTES, Done, Work, Worker, write_pack
 from holdfast.snapshots.reading import Fault, damaged, iter_file_faults, lock_path, read_chunks, reading
-from holdfast.snapshots.removal import remember_valid
-from holdfast.snapshots.tree import Encoded, decode, encode
+from holdfast.snapshots.removal import find_candidates, remember_valid
+from holdfast.snapshots.tree import decode, encode
 from holdfast.values import shown
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 MAX_NAME_BYTES: Final = 200
 """Of an object's or a snapshot's name; what is added to it must still fit into the 255 of most file systems."""
@@ -91,6 +93,7 @@ class Save:
         self._error: BaseException | None = None
         self._through = 0
         self._total = 1
+        self._begun = threading.Lock()
 
     def done(self) -> bool:
         """Return whether it is there, or has failed."""
@@ -105,7 +108,7 @@ class Save:
 
         Raises:
             NotDoneError: It takes longer (TimeoutError as well).
-            HoldfastError: It failed; nothing of it can be seen. Each call raises it.
+            HoldfastError: It failed; see `StateStore.save_state`. Each call raises it.
             ConflictError: This is a forked child; the parent writes it.
         """
         error = self.exception(timeout)
@@ -130,6 +133,9 @@ class _Running(Save):
         self._total = max(1, size)
 
     def run(self, work: Callable[[], Path]) -> None:
+        """Do it, unless that has been begun already."""
+        if not self._begun.acquire(blocking=False):
+            return
         try:
             self._path = work()
         except BaseException as exc:  # noqa: BLE001 – whoever asks for the result gets it
@@ -145,8 +151,14 @@ class StateStore:
     """Saves and loads the state of many objects together: each snapshot has all of them, as of one moment.
 
     A snapshot is there whole or not at all, whatever happens, and is durable when its path is returned. Several
-    threads may share one store; they take turns. A child that was forked starts anew, with the same objects. One that
-    is not closed is closed when it is forgotten, or the process ends.
+    threads may share one store; they take turns. What is called while the same thread saves, loads or closes already,
+    as by a signal handler, or by an object that is being saved, raises ConflictError and does nothing. A child that
+    was forked starts anew, with the same objects. One that is not closed is closed when it is forgotten, or the
+    process ends.
+
+    Each snapshot is later than all that are in the folder when the store saves there first, or that it has saved or
+    loaded, even if the clock was set back: by a nanosecond in its manifest, and by a microsecond in its name if that
+    is taken.
 
     Args:
         states_dir: The folder for snapshots; it is made with the first one.
@@ -179,6 +191,7 @@ class StateStore:
         """Begin as a process that has saved and loaded nothing, as a forked child does."""
         self._pid = os.getpid()
         self._turn = threading.RLock()
+        self._is_in_turn = False
         self._staging = Staging()
         self._worker: Worker | None = None
         self._base = Base()
@@ -213,11 +226,13 @@ class StateStore:
 
         Raises:
             FileExistsError: Something has the snapshot's name (ConflictError as well).
+            ConflictError: The store is closed, or this thread is using it already.
             InvalidError: A state, a metric or an attachment cannot be stored; the message says which, and where.
-            UnavailableError: The disk is full, or fails.
-            Exception: What an object raised. Nothing of the snapshot can be seen then.
+            UnavailableError: The disk is full, or fails; or there is no memory for a copy of the state.
+            Exception: What an object raised. In each case nothing can be seen of the snapshot, but for one: if the
+                flush of its name failed, it is there, whole, and may not outlive a power cut.
         """
-        return self._save(metrics or {}, attached or {}, is_async=False).result()
+        return self._in_turn(partial(self._save, metrics or {}, attached or {}, is_async=False)).result()
 
     def save_state_async(
         self, *, metrics: Mapping[str, float] | None = None, attached: Mapping[str, Any] | None = None
@@ -230,7 +245,7 @@ class StateStore:
         Raises:
             Exception: As `save_state`, for what can be known by now.
         """
-        return self._save(metrics or {}, attached or {}, is_async=True)
+        return self._in_turn(partial(self._save, metrics or {}, attached or {}, is_async=True))
 
     def load_state(self, path: StrPath) -> None:
         """Give all registered objects their state back. All of the snapshot is verified before the first gets its own.
@@ -241,29 +256,23 @@ class StateStore:
             FileNotFoundError: There is no such directory (NotFoundError as well).
             NotFoundError: It does not hold an object that is registered.
             DamagedError: It is not as it was written.
-            InvalidError: A newer release, or a newer version of an object, wrote it.
+            InvalidError: A newer release, or a newer version of an object, wrote it; or it has no manifest, and what
+                is registered takes a tree.
+            RecursionError: This was called so deep that Python has no room left to read the tree.
             Exception: What an object raised; a note on it says which objects have their state by then.
         """
-        with self._in_turn():
-            self._load(Path(path))
+        self._in_turn(partial(self._load, Path(path)))
 
     def load_latest(self) -> Path | None:
         """Load the newest snapshot that is whole, and return it; None if there is none.
 
-        Those that are damaged are renamed to ``.bad-<name>-<time>``, and that is logged as a warning.
+        Those that are damaged are renamed to ``.bad-<name>-<time>``, and that is logged as a warning. Where they
+        cannot be, as on a file system that is read-only, they are passed over, which is logged as well.
 
         Raises:
-            Exception: As `load_state`, except that a damaged snapshot is no error.
+            Exception: As `load_state`, except that a damaged snapshot is no error. What an object raises is one.
         """
-        with self._in_turn():
-            for path in self._list_newest_first():
-                try:
-                    self._load(path)
-                except DamagedError as exc:
-                    self._set_aside(path, exc)
-                else:
-                    return path
-        return None
+        return self._in_turn(self._load_latest)
 
     def close(self) -> None:
         """Wait for the snapshot in flight, and give back memory and worker; nothing happens the second time.
@@ -271,48 +280,61 @@ class StateStore:
         Raises:
             HoldfastError: The last snapshot of `save_state_async` failed, and no save has raised that since.
         """
-        if self._is_closed:
-            return
-        try:
-            with self._in_turn():
-                pass
-        finally:
-            self._is_closed = True
-            if self._worker is not None:
-                self._worker.close()
-            self._staging = Staging()
+        if not self._is_closed:
+            self._in_turn(self._end)
+
+    def _end(self) -> None:
+        self._is_closed = True
+        if self._worker is not None:
+            self._worker.close()
+        self._staging = Staging()
+        self._raise_last()
+
+    def _in_turn(self, act: Callable[[], _Result]) -> _Result:
+        """Return what ``act`` returns, called while this thread has the store and nothing is in flight."""
+        if self._pid != os.getpid():
+            self._begin()
+        with self._turn:
+            if self._is_in_turn:
+                raise ConflictError(
+                    f"this thread is saving or loading already, with the store of {str(self.states_dir)!r}: do not do "
+                    "so in a signal handler, where OnSignal says that it is time, nor in an object that is being saved"
+                )
+            try:
+                self._is_in_turn = True
+                if self._is_closed:
+                    raise ConflictError(f"the store of {str(self.states_dir)!r} is closed: make another one")
+                if self._in_flight is not None:
+                    self._in_flight.exception()
+                return act()
+            finally:
+                self._is_in_turn = False
+
+    def _raise_last(self) -> None:
+        """Raise what the last save in the background failed with, once."""
+        before, self._in_flight = self._in_flight, None
+        error = None if before is None else before.exception()
+        if error is not None:
+            raise error
 
     # -- saving --
 
-    def _in_turn(self) -> ExitStack:
-        """Return a context manager: in its block this thread has the store, and nothing is in flight."""
-        if self._is_closed:
-            raise ConflictError(f"the store of {str(self.states_dir)!r} is closed: make another one")
-        if self._pid != os.getpid():
-            self._begin()
-        with ExitStack() as stack:
-            stack.enter_context(self._turn)
-            before = self._in_flight
-            if before is not None:
-                error = before.exception()
-                self._in_flight = None
-                if error is not None:
-                    raise error
-            return stack.pop_all()
-
     def _save(self, metrics: Mapping[str, float], attached: Mapping[str, Any], *, is_async: bool) -> Save:
         began_at = time.perf_counter()
-        with self._in_turn(), ExitStack() as stack, ExitStack() as barrier:
+        self._raise_last()
+        with ExitStack() as stack, ExitStack() as barrier:
             disk = self._disk
             disk.put_folder(self.states_dir)
             if not self._is_swept:
                 disk.sweep(self.states_dir)
+                newest = find_candidates(self.states_dir)[:1]
+                self._created_at_ns = max([self._created_at_ns, *(each.created_at_ns for each in newest)])
                 self._is_swept = True
             folder = stack.enter_context(disk.temporary_folder(self.states_dir))
             barrier.enter_context(self._barrier)
-            created_at_ns = max(self._clock(), self._created_at_ns + 1)
-            target = self._target(created_at_ns)
-            objects = self._capture(folder)
+            created_at_ns, target = self._choose_name()
+            barrier.callback(self._staging.left.clear)  # so that nobody's memory is held on to, whatever happens
+            objects, size = self._capture(folder)
             copied = self._copy_left(barrier)
             # Whoever waits anyway has what is copied written meanwhile. What an object wrote itself is of this moment.
             if is_async or self._staging.left_bytes < WORKER_BYTES or any(each.entries for each in objects.values()):
@@ -326,7 +348,7 @@ class StateStore:
                 metrics=dict(metrics),
                 attached=dict(attached),
             )
-            save = _Running(sum(each.tree.size for each in objects.values() if each.tree is not None))
+            save = _Running(size)
             commit = Commit(
                 job,
                 disk=disk,
@@ -345,33 +367,49 @@ class StateStore:
                 return target
 
             if is_async:
-                self._in_flight = save
                 save.stall_s = time.perf_counter() - began_at
-                try:
-                    threading.Thread(target=save.run, args=(work,), name=f"save {target.name}").start()
-                except RuntimeError:  # Python is ending and starts no more threads
-                    save.run(work)
+                self._begin_writing(save, work, target.name)
             else:
                 save.run(work)
                 save.stall_s = time.perf_counter() - began_at
         return save
 
+    def _begin_writing(self, save: _Running, work: Callable[[], Path], name: str) -> None:
+        self._in_flight = save
+        try:
+            threading.Thread(target=save.run, args=(work,), name=f"save {name}").start()
+        except BaseException as exc:
+            save.run(work)  # unless it has been begun: whoever saves next waits for it
+            if not isinstance(exc, RuntimeError):  # Python is ending and starts no more threads
+                raise
+
+    def _choose_name(self) -> tuple[int, Path]:
+        """Return when the snapshot is made, which is later than the one before, and what it is called for that."""
+        now = self._clock()
+        created_at_ns = max(now, self._created_at_ns + 1)
+        target = self._target(created_at_ns)
+        while created_at_ns != now and os.path.lexists(target):
+            created_at_ns = (created_at_ns // 1000 + 1) * 1000
+            before, target = target, self._target(created_at_ns)
+            if target == before:  # a format without so many digits
+                break
+        if os.path.lexists(target):
+            raise ExistsError(f"{str(target)!r} is there already: choose a state_name_format that tells them apart")
+        return created_at_ns, target
+
     def _target(self, created_at_ns: int) -> Path:
         at = datetime.fromtimestamp(created_at_ns // 1000 / 1e6)  # noqa: DTZ006 – names are for people, in their time
         name = at.strftime(self.state_name_format)
         _check_name(name, "a snapshot")
-        target = self.states_dir / name
-        if os.path.lexists(target):
-            raise ExistsError(f"{str(target)!r} is there already: choose a state_name_format that tells them apart")
-        return target
+        return self.states_dir / name
 
-    def _capture(self, folder: Path) -> dict[str, Captured]:
-        objects: dict[str, Captured] = {}
-        trees: dict[str, Encoded] = {}
-        for name, state in self._objects.items():
-            if _is_tree(state):
-                trees[name] = self._encode(name)
-                objects[name] = Captured(tree=trees[name], version=_version_of(name, state))
+    def _capture(self, folder: Path) -> tuple[dict[str, Captured], int]:
+        """Return what was captured, and how many bytes of it are in staging."""
+        trees = {name: encode(state.get_state(), name=name) for name, state in self._objects.items() if _is_tree(state)}
+        objects = {
+            name: Captured(skeleton=tree.skeleton, version=_version_of(name, self._objects[name]))
+            for name, tree in trees.items()
+        }
         self._staging.capture(trees)
         writers = {name: state for name, state in self._objects.items() if name not in objects}
         seen = _entries(folder) if writers else {}
@@ -382,10 +420,7 @@ class StateStore:
             _check_entries(name, changed, taken=[*seen, *trees])
             objects[name] = Captured(entries=tuple(sorted(changed)))
             seen = now
-        return {name: objects[name] for name in self._objects}
-
-    def _encode(self, name: str) -> Encoded:
-        return encode(self._objects[name].get_state(), name=name)
+        return {name: objects[name] for name in self._objects}, sum(tree.size for tree in trees.values())
 
     def _copy_left(self, barrier: ExitStack) -> Iterator[int]:
         yield from self._staging.copy_left()
@@ -409,53 +444,82 @@ class StateStore:
             try:
                 self._worker = Worker()
             except OSError as exc:
-                log.warning("snapshots.no_worker: %s", exc, extra={"reason": str(exc)})
+                log.warning("snapshot.no_worker", extra={"reason": str(exc)})
         return self._worker
 
     # -- loading --
 
     def _load(self, path: Path) -> None:
-        disk = self._disk
-        with reading(path, disk=disk):
-            if not is_snapshot(path):
-                log.warning("snapshots.not_verified: %s has no manifest", path, extra={"path": str(path)})
-                self._apply(path, {})
+        with reading(path, disk=self._disk):
+            if is_snapshot(path):
+                self._apply(path, self._read(path))
                 return
-            manifest = read_manifest(path, disk=disk)
             for name, state in self._objects.items():
-                _check_loadable(path, manifest, name, state)
-            for fault in iter_file_faults(path, manifest, disk=disk):
-                raise damaged(path, fault)
-            found = read_chunks(path, manifest, disk=disk)
-            trees = {
-                name: self._decode(path, manifest, name, found[name].data)
-                for name in self._objects
-                if manifest.objects[name].is_tree
-            }
-            self._apply(path, trees)
-            self._staging.believe(places_of(manifest, {name: each.digests for name, each in found.items()}))
-            self._base = base_of(path, path, manifest)
-            self._created_at_ns = max(self._created_at_ns, manifest.created_at_ns)
+                if _is_tree(state):
+                    message = f"{str(path)!r} has no manifest, so there is no state for set_state of {name!r} in it"
+                    raise InvalidError(f"{message}: load a snapshot that has one", path=str(path), object=name)
+            log.warning("snapshot.not_verified", extra={"path": str(path), "reason": "it has no manifest"})
+            self._apply(path, {})
+
+    def _load_latest(self) -> Path | None:
+        try:
+            candidates = find_candidates(self.states_dir)
+        except MissingError:
+            return None
+        for path in (candidate.path for candidate in candidates):
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(reading(path, disk=self._disk))
+                    trees = self._read(path)
+                except MissingError:
+                    continue  # removed meanwhile
+                except DamagedError as exc:
+                    problem = exc
+                else:
+                    self._apply(path, trees)
+                    return path
+            self._set_aside(path, problem)
+        return None
+
+    def _read(self, path: Path) -> dict[str, tuple[Any, int]]:
+        """Return each tree of a snapshot, and its version, once all of it is verified."""
+        disk = self._disk
+        manifest = read_manifest(path, disk=disk)
+        for name, state in self._objects.items():
+            _check_loadable(path, manifest, name, state)
+        for fault in iter_file_faults(path, manifest, disk=disk):
+            raise damaged(path, fault)
+        found = read_chunks(path, manifest, disk=disk)
+        trees = {
+            name: (self._decode(path, manifest, name, found[name].data), version)
+            for name in self._objects
+            if (version := manifest.objects[name].version) is not None
+        }
+        self._staging.believe(places_of(manifest, {name: each.digests for name, each in found.items()}))
+        self._base = base_of(path, path, manifest)
+        self._created_at_ns = max(self._created_at_ns, manifest.created_at_ns)
+        return trees
 
     def _decode(self, path: Path, manifest: Manifest, name: str, chunks: memoryview) -> Any:
-        stored, state = manifest.objects[name], self._objects[name]
-        entry = stored.entries[0]
+        (entry,) = manifest.objects[name].entries
         skeleton = self._disk.read(path / entry)
         if File(entry, len(skeleton), blake3(skeleton).hexdigest()) not in manifest.files:
             raise damaged(path, Fault(entry, "changed while it was read"))
         try:
-            tree = decode(skeleton, chunks)
+            return decode(skeleton, chunks)
         except ValueError as exc:
             raise damaged(path, Fault(entry, f"is not the skeleton of a tree: {exc}")) from exc
-        version = cast("int", stored.version)
-        return tree if version == _version_of(name, state) else state.migrate_state(tree, version)
 
-    def _apply(self, path: Path, trees: Mapping[str, Any]) -> None:
+    def _apply(self, path: Path, trees: Mapping[str, tuple[Any, int]]) -> None:
+        current: dict[str, Any] = {}
+        for name, (tree, version) in trees.items():
+            state = self._objects[name]
+            current[name] = tree if version == _version_of(name, state) else state.migrate_state(tree, version)
         applied: list[str] = []
         for name, state in self._objects.items():
             try:
-                if name in trees:
-                    state.set_state(trees[name])
+                if name in current:
+                    state.set_state(current[name])
                 else:
                     state.load_state(path / name)
             except Exception as exc:
@@ -464,38 +528,17 @@ class StateStore:
                 raise
             applied.append(name)
 
-    def _list_newest_first(self) -> list[Path]:
-        found: list[tuple[int, str, Path]] = []
-        try:
-            entries = [entry for entry in self.states_dir.iterdir() if not entry.name.startswith(".")]
-        except FileNotFoundError:
-            return []
-        except OSError as exc:
-            raise translate(exc, self.states_dir, "list") from exc
-        for path in entries:
-            if path.is_symlink() or not is_snapshot(path):
-                continue
-            try:
-                created_at_ns = read_manifest(path, disk=self._disk).created_at_ns
-            except DamagedError:
-                created_at_ns = path.lstat().st_mtime_ns
-            except InvalidError:
-                created_at_ns = path.lstat().st_mtime_ns  # loading it says what is wrong
-            except NotFoundError:
-                continue  # removed meanwhile
-            found.append((created_at_ns, path.name, path))
-        return [path for _, _, path in sorted(found, reverse=True)]
-
     def _set_aside(self, path: Path, reason: DamagedError) -> None:
         aside = f".bad-{path.name}-{datetime.now().strftime('%Y%m%dT%H%M%S%f')}"  # noqa: DTZ005 – as in other names
-        facts = {"path": str(path), "aside": aside, "reason": reason.message}
+        facts = {"path": str(path), "reason": reason.message}
         try:
             with self._disk.lock(lock_path(path)):
                 self._disk.rename(path, path.with_name(aside))
-        except BusyError:
-            log.warning("snapshots.damaged: %(reason)s", facts, extra=facts)
+        except HoldfastError:  # somebody reads it, the file system is read-only; or it was removed meanwhile
+            if os.path.lexists(path):
+                log.warning("snapshot.damaged", extra=facts)
         else:
-            log.warning("snapshots.set_aside: %(reason)s It is now %(aside)s", facts, extra=facts)
+            log.warning("snapshot.set_aside", extra={**facts, "aside": aside})
 
     def __enter__(self) -> Self:
         return self
@@ -520,9 +563,9 @@ def _writes_itself(state: object) -> bool:
 
 def _version_of(name: str, state: object) -> int:
     version = getattr(state, "state_version", 1)
-    if type(version) is not int or version < 0:
+    if type(version) is not int or not 0 <= version < 2**63:
         raise InvalidError(
-            f"the state_version of {name!r} cannot be {shown(version)}: an integer, 0 or more, is expected"
+            f"the state_version of {name!r} cannot be {shown(version)}: an integer from 0 to 2**63 - 1 is expected"
         )
     return version
 

@@ -1,9 +1,9 @@
 """What an object's ``get_state`` may return, as a JSON skeleton and raw leaves, and back.
 
 A tree is dictionaries with text as keys, lists, tuples, None, booleans, integers, floats, text, bytes, and arrays:
-whatever offers its memory (the buffer protocol), NumPy's arrays and scalars of plain numbers included. Loading gives
-back what is equal and of the same type, and runs no code: a skeleton names no class, and what is no part of a tree is
-refused when saving.
+bytearrays, those of `array`, memoryviews, and NumPy's arrays and scalars of plain numbers. Loading gives back what is
+equal and of the same type, and runs no code: a skeleton names no class, and what is no part of a tree is refused when
+saving, subclasses of these types included.
 
 In the skeleton plain values stand for themselves. What JSON has not is an object with one name that begins with one
 ``$``; a name of the user's own that begins so gets a second one. Small leaves stand in the skeleton as base64. The
@@ -18,13 +18,14 @@ import array
 import base64
 import json
 import math
+import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, cast
 
 from holdfast.errors import InvalidError, UnavailableError
-from holdfast.snapshots.manifest import CHUNK_BYTES, unique
+from holdfast.snapshots.manifest import CHUNK_BYTES, depth_of, parse_json
 from holdfast.values import shown
 
 MAX_DEPTH: Final = 200
@@ -34,7 +35,9 @@ _INLINE_BYTES: Final = 4096
 _ALL_INLINE_BYTES: Final = 8 * _INLINE_BYTES
 _ALIGNED_BYTES: Final = 64
 _MAX_JSON_BITS: Final = 64
-_SINGLE: Final = frozenset("bBhHiIlLqQnNfde?c")
+_MAX_JSON_DEPTH: Final = 2 * MAX_DEPTH + 10
+"""A tuple is a list in an object, and an array an object with a list in an object."""
+_SINGLE: Final = frozenset("bBhHiIlLqQnNfd?c")
 """The formats of the struct module that a memoryview can be cast to."""
 
 
@@ -70,10 +73,13 @@ def decode(skeleton: bytes, chunks: memoryview) -> Any:
     Raises:
         ValueError: No tree is written like this.
         UnavailableError: It has an array of NumPy's, and NumPy cannot be imported.
+        RecursionError: It was called so deep that Python has no room left for the tree.
     """
     try:
-        return _decode(json.loads(skeleton, object_pairs_hook=unique, parse_constant=_refuse), chunks)
+        return _decode(parse_json(skeleton), chunks)
     except RecursionError as exc:
+        if depth_of(skeleton) <= _MAX_JSON_DEPTH:
+            raise
         raise ValueError("it is too deep") from exc
     except (KeyError, TypeError, OverflowError, AttributeError) as exc:  # what Python says to parts of the wrong type
         raise ValueError(f"it is not written as trees are: {type(exc).__name__}: {exc}") from exc
@@ -116,14 +122,17 @@ class _Encoder:
         return found
 
     def numpy_array(self, numpy: Any, value: Any, path: tuple[object, ...]) -> dict[str, Any]:
-        dtype = value.dtype
-        written = _describe(dtype)
-        if written is None or (isinstance(value, numpy.ndarray) and type(value) not in {numpy.ndarray, numpy.memmap}):
-            raise self.refusal(path, f"is a {type(value).__name__} of {dtype}; an array of plain numbers is expected")
+        is_scalar = not isinstance(value, numpy.ndarray)
+        given, value = value, numpy.asarray(value)  # an empty text of NumPy's has a type without room, but in an array
+        written = _describe(value.dtype)
+        # NumPy takes zeros at the end of a text for no part of it, but lets one have them that it has not made itself.
+        is_changed = value.dtype.kind in "SU" and is_scalar and len(value[()]) != len(given)
+        if written is None or is_changed or not (is_scalar or type(given) in {numpy.ndarray, numpy.memmap}):
+            expected = "an array of plain numbers is expected"
+            raise self.refusal(path, f"is a {type(given).__name__} of {value.dtype}; {expected}")
         described: dict[str, Any] = {"dtype": written, "shape": value.shape}
-        if not isinstance(value, numpy.ndarray):
+        if is_scalar:
             described["scalar"] = True
-            value = numpy.asarray(value)
         if value.flags.f_contiguous and not value.flags.c_contiguous:
             described["order"] = "F"
             value = value.T
@@ -131,19 +140,21 @@ class _Encoder:
         return self.leaf("ndarray", described, memoryview(flat.view("u1")) if value.nbytes else memoryview(b""))
 
     def buffer(self, value: object, path: tuple[object, ...]) -> dict[str, Any]:
-        try:
-            view = memoryview(cast("bytes", value))
-        except TypeError:
+        kind = type(value)
+        if kind not in {bytes, bytearray, array.array, memoryview}:
             expected = "plain values, lists, dictionaries and arrays can be stored"
-            raise self.refusal(path, f"is {shown(value)}, a {type(value).__name__}: {expected}") from None
+            raise self.refusal(path, f"is {shown(value)}, a {kind.__name__}: {expected}")
+        view = memoryview(cast("bytes", value))
         flat = view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())
-        if type(value) in {bytes, bytearray}:
-            return self.leaf(type(value).__name__, {}, flat)
-        if isinstance(value, array.array):
+        if kind in {bytes, bytearray}:
+            return self.leaf(kind.__name__, {}, flat)
+        if kind is array.array:
             return self.leaf("array", {"code": cast("array.array[Any]", value).typecode}, flat)
         code = view.format.removeprefix("@").removeprefix("<" if sys.byteorder == "little" else ">")
-        if code not in _SINGLE:
+        if code not in _SINGLE or struct.calcsize(code) != view.itemsize:
             raise self.refusal(path, f"is memory of the format {view.format!r}; single numbers are expected")
+        if not view.nbytes and view.ndim != 1:  # none can be made
+            raise self.refusal(path, f"is memory of the shape {view.shape!r}; one that has something in it is expected")
         return self.leaf("memoryview", {"code": code, "shape": view.shape}, flat)
 
     def leaf(self, kind: str, described: dict[str, Any], data: memoryview) -> dict[str, Any]:
@@ -177,10 +188,6 @@ class _Encoder:
 
 def _up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
 
 
 def _decode(value: Any, chunks: memoryview) -> Any:

@@ -6,20 +6,18 @@ as an exception, so that `finally` and `with` blocks are left, which those of a 
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, cast
 
-from holdfast.engine import DEFAULT_STATE, Runner, begin_run, find_unfinished, plan_state
-from holdfast.errors import InvalidError
-from holdfast.plugins import PluginBase, Source, arguments_from, source_of
+from holdfast.engine import DEFAULT_STATE, Runner, carry_on
+from holdfast.items import PersistentState, PluginRun
+from holdfast.plugins import PluginBase, Source, source_of
 from holdfast.pod import Pod
 from holdfast.runs import Outcome, Status
 from holdfast.store import Batch, Result, Store
@@ -210,28 +208,11 @@ def _carry_out(
     *,
     is_new: bool = False,
 ) -> Outcome:
-    if isinstance(plugin, str):
-        source = source_of(plugin)
-        cls = source.load()
-    else:
-        cls, named = plugin, {"pluginModule": plugin.__module__, "pluginName": plugin.__name__}
-        source = Source(module=plugin.__module__, name=plugin.__name__, properties=named)
     store = cast("Store", life)
-    client = Pod(store)
-    plugin_state = plan_state(client, source.plugin_id, state)
-    run = None if is_new else find_unfinished(client, plugin_state)
-    known = source.properties.get("config") if run is None else run.config
-    used: dict[str, Any] = json.loads(known or "{}") if config is None else _as_json(config)
-    runner = Runner(lambda: store, locks=folder / "locks", snapshots=folder / "snapshots")
-    if run is None:
-        arguments_from(cls, used)
-        run = begin_run(client, plugin_state, {**source.properties, "config": json.dumps(used)}, source.account)
-    return replace(runner.drive(cls, run, plugin_state, used), run=run.id or "")
 
+    def drive(cls: type[PluginBase], run: PluginRun, state: PersistentState, config: Mapping[str, Any]) -> Outcome:
+        runner = Runner(lambda: store, locks=folder / "locks", snapshots=folder / "snapshots")
+        return runner.drive(cls, run, state, config)
 
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration as a run keeps it: a test must not pass with what no run can be begun with."""
-    try:
-        return json.loads(json.dumps(dict(config)))
-    except (TypeError, ValueError) as exc:
-        raise InvalidError(f"a configuration must be what JSON can hold, such as str(path) for a path: {exc}") from exc
+    source = source_of(plugin) if isinstance(plugin, str) else Source.of(plugin)
+    return carry_on(store, source, drive, locks=folder / "locks", config=config, state=state, is_new=is_new)

@@ -2,7 +2,7 @@
 
 A plugin ``hello`` in a folder becomes the module ``hello-1.hello``; its submodules, and what it imports from beside
 it with a dot, are below ``hello-1`` as well. No import statement can say such a name, so that no plugin hides another
-module, whatever it is called. The number is the smallest that is free: loading again and again makes no more names.
+module, whatever it is called. No number is given twice: what goes on of older code finds its own modules, or none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import (
@@ -37,6 +37,8 @@ from holdfast.plugins.source import find_runnable
 _LATER: Final[tuple[type, ...]] = (CoroutineType, GeneratorType, AsyncGeneratorType)
 _seen: Final[set[tuple[str, str]]] = set()
 """What this process has loaded once, by folder and name: its compiled file may be older than it looks."""
+_numbers: Final[dict[str, Iterator[int]]] = {}
+"""For each plugin the numbers that are left."""
 
 
 class Code:
@@ -48,9 +50,11 @@ class Code:
         setup: Its function; one that does nothing if it is there to be run only.
         version: Its ``__version__``, or "unknown".
         dump: Its function that returns a state, if it has one; restore likewise.
+        users: How many runs have it; the loader counts them, and until there are none it is not forgotten.
+        is_left: Whether it was unloaded, so that nobody is given it any more.
     """
 
-    __slots__ = ("dump", "module", "prefix", "restore", "setup", "version")
+    __slots__ = ("dump", "is_left", "module", "prefix", "restore", "setup", "users", "version")
 
     def __init__(self, found: Found, *, is_first: bool) -> None:
         """Load it; raises whatever the code raises, and leaves nothing then.
@@ -58,6 +62,7 @@ class Code:
         An installed plugin is imported as usual the first time, as the same module for all. From then on, and what is
         in a folder always, code is loaded under names of its own; compiled files count the first time only.
         """
+        self.users, self.is_left = 0, False
         name, folders, attribute = found.name, [found.folder], ""
         if found.entry is not None:
             name, attribute = found.entry.module, found.entry.attr
@@ -140,18 +145,14 @@ def _no_setup() -> None:
 
 
 def _reserve(name: str, folders: list[str], *, is_trusted: bool) -> str:
-    """Put an empty package that leads to ``folders`` under the first free name, and return that."""
-    for number in count(1):
-        prefix = f"{name}-{number}"
-        if prefix not in sys.modules:
-            package = ModuleType(prefix)
-            package.__path__ = folders
-            if sys.modules.setdefault(prefix, package) is package:  # else another thread was faster
-                _own[prefix] = _KINDS if is_trusted else _KINDS_ANEW
-                if _Finder not in sys.meta_path:
-                    sys.meta_path.insert(0, _Finder)
-                return prefix
-    raise AssertionError  # numbers do not end
+    """Put an empty package that leads to ``folders`` under the next name, and return that."""
+    prefix = f"{name}-{next(_numbers.setdefault(name, count(1)))}"  # one step for all threads
+    package = sys.modules[prefix] = ModuleType(prefix)
+    package.__path__ = folders
+    _own[prefix] = _KINDS if is_trusted else _KINDS_ANEW
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)
+    return prefix
 
 
 def _load(name: str, folders: list[str], file: str | None) -> ModuleType:

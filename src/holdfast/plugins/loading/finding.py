@@ -53,16 +53,27 @@ def find_plugins(folder: Path) -> dict[str, Found]:
     found: dict[str, Found] = {}
     for name, file in _names(folder):
         if name in found:
-            _log.warning("plugin.hidden", extra={"plugin": name, "hidden": "what import finds later"})
+            extra = {"plugin": name, "by": str(folder)}
+            _log.warning(
+                "plugin.hidden: one %r in %r by another, which import finds first", *extra.values(), extra=extra
+            )
         found[name] = Found(name, str(folder), file=None if name in found else file)
     for entry in entry_points(group=GROUP):
-        if entry.name in found:
-            _log.warning("plugin.hidden", extra={"plugin": entry.name, "hidden": entry.value})
+        if first := found.get(entry.name):
+            by = str(folder) if first.entry is None else first.entry.value
+            extra = {"plugin": entry.name, "hidden": entry.value, "by": by}
+            _log.warning("plugin.hidden: %r of %r by that of %r", entry.name, entry.value, by, extra=extra)
         elif is_name(entry.name):
             found[entry.name] = Found(entry.name, str(folder), entry)
         elif not entry.name.startswith("_"):
-            _log.warning("plugin.skipped", extra={"entry": entry.name})
+            _log.warning("plugin.skipped: no plugin can be called %r", entry.name, extra={"entry": entry.name})
     return found
+
+
+def find_in_folder(name: str, folder: Path) -> Found | None:
+    """Return the plugin of this name in the folder, and look at no other: what is wrong with those is not said."""
+    files = (f"{folder}/{name}{rest}{suffix}" for rest in ("/__init__", "") for suffix in all_suffixes())
+    return Found(name, str(folder)) if any(map(os.path.isfile, files)) else None
 
 
 def _names(folder: Path) -> Iterator[tuple[str, str | None]]:
@@ -85,7 +96,7 @@ def _names(folder: Path) -> Iterator[tuple[str, str | None]]:
                     is_source = entry.name.endswith(".py") and entry.is_file(follow_symlinks=False)
                     yield name, entry.path if is_source else None
                 else:
-                    _log.warning("plugin.skipped", extra={"path": entry.path})
+                    _log.warning("plugin.skipped: no plugin can be called as %r is", entry.path, extra={"path": entry.path})
     except FileNotFoundError:
         return
     except OSError as exc:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from holdfast.disk import BusyError, Disk, Lock
-from holdfast.errors import HoldfastError, PluginError
+from holdfast.errors import HoldfastError, PluginError, UnavailableError
 
 _log: Final = logging.getLogger(__name__)
 
@@ -78,13 +79,35 @@ class Watch:
                 watchdog.join()
             self._close()
 
+    def deaths(self) -> Counter[str]:
+        """Return how many processes died while each plugin was being set up, since that last went well.
+
+        For whoever sets nothing up: where no file is, none is made.
+        """
+        with self._reading():
+            return Counter(line[1:-1].decode(errors="replace") for line in self._lines)
+
+    def forgive(self, plugin: str) -> None:
+        """Forget, outside of any set-up, that processes died of a plugin; nothing happens if none did.
+
+        Raises:
+            UnavailableError: Another process sets plugins up now, and the file is its own.
+        """
+        with self._reading():
+            if self._lock is None and _died(plugin) in self._lines:
+                message = (
+                    f"plugin {plugin!r} cannot be forgiven while an application loads its plugins: try again later"
+                )
+                raise UnavailableError(message, plugin=plugin)
+            self._forget(plugin)
+
     def check(self, plugin: str) -> None:
         """Refuse a suspect.
 
         Raises:
             PluginError: As many processes as `MAX_DEATHS` died while it was being set up, since that last went well.
         """
-        deaths = self._lines.count(_DIED + plugin.encode() + b"\n")
+        deaths = self._lines.count(_died(plugin))
         if deaths >= MAX_DEATHS:
             raise PluginError(f"it was being set up when the process died, {deaths} times", plugin=plugin)
 
@@ -95,9 +118,7 @@ class Watch:
         self._now = (plugin, time.monotonic())
         try:
             yield
-            died = _DIED + plugin.encode() + b"\n"
-            if died in self._lines:
-                self._rewrite([line for line in self._lines if line != died])
+            self._forget(plugin)
         finally:
             self._now = self.late = None
 
@@ -120,6 +141,20 @@ class Watch:
             _log.error("plugin.late: %r is still being set up:\n%s", plugin, stack, extra=extra)
 
     # -- the file -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Generator[None]:
+        if self._path.exists():
+            self._open()
+        try:
+            yield
+        finally:
+            self._close()
+            self._lines = []
+
+    def _forget(self, plugin: str) -> None:
+        if (died := _died(plugin)) in self._lines:
+            self._rewrite([line for line in self._lines if line != died])
 
     def _open(self) -> None:
         self._lines = []
@@ -165,3 +200,7 @@ class Watch:
         if self._lock is not None:
             self._lock.release()
         self._file = self._lock = None
+
+
+def _died(plugin: str) -> bytes:
+    return _DIED + plugin.encode() + b"\n"

@@ -1,0 +1,340 @@
+"""A server whose clients are many, slow, gone or hostile: whoever behaves is served as before."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from holdfast.items import File
+from holdfast.pod import Pod
+from holdfast.runs import Lease, Status
+from holdfast.server.limits import Limits
+from holdfast.store import Batch, ClaimLease, CreateItem, MoveRun, RenewLease
+from tests.components.servers import OWNER, Process, Served, serving
+
+UPLOADS = FOLLOWERS = 40
+WRITERS = 8
+FILE_BYTES = 300_000
+
+
+def head(method: str, path: str, **headers: str) -> bytes:
+    """Return the head of a request of the owner."""
+    given = {"Host": "pod", "Authorization": f"Bearer {OWNER.database_key}", **headers}
+    lines = [f"{method} /api/{OWNER.owner_key}{path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def content(number: int) -> bytes:
+    """Return the bytes of a file."""
+    return bytes([number]) * FILE_BYTES
+
+
+async def upload_slowly(port: int, number: int, is_over: Callable[[], bool]) -> int:
+    """Upload a file in small parts until ``is_over``, and then the rest; return the status."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    data = content(number)
+    sha256 = hashlib.sha256(data).hexdigest()
+    writer.write(head("PUT", f"/files/{sha256}", **{"Content-Length": str(len(data))}))
+    at = 0
+    while not is_over() and at < len(data) - 2_000:
+        writer.write(data[at : at + 2_000])
+        await writer.drain()
+        at += 2_000
+        await asyncio.sleep(0.02)
+    writer.write(data[at:])
+    await writer.drain()
+    status = int((await reader.readline()).split()[1])
+    writer.close()
+    return status
+
+
+async def follow(port: int, is_over: Callable[[], bool]) -> list[str]:
+    """Follow events until ``is_over``; return the statuses of runs that came."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head("GET", "/events"))
+    found: list[str] = []
+    while not (is_over() and found and found[-1] == "done"):
+        line = await reader.readline()
+        if line.startswith(b"data: "):
+            found.append(str(json.loads(line[6:]).get("status")))
+    writer.close()
+    return found
+
+
+@contextmanager
+def besieged(port: int) -> Generator[Callable[[], list[object]]]:
+    """Upload slowly and follow events for the block; yield what ends it and returns what came of each."""
+    is_over = threading.Event()
+
+    async def all_of_it() -> list[object]:
+        uploads = [upload_slowly(port, number, is_over.is_set) for number in range(UPLOADS)]
+        followers = [follow(port, is_over.is_set) for _ in range(FOLLOWERS)]
+        return list(await asyncio.gather(*uploads, *followers))
+
+    with ThreadPoolExecutor(1) as pool:
+        siege = pool.submit(asyncio.run, all_of_it())
+
+        def end() -> list[object]:
+            is_over.set()
+            return siege.result()
+
+        try:
+            yield end
+        finally:
+            is_over.set()
+
+
+def test_with_40_uploads_40_followers_and_8_writers_each_renewal_is_prompt_and_no_lease_is_lost(
+    tmp_path: Path,
+) -> None:
+    """Renewals wait neither for a thread nor behind what is written: at most forty times as long as without company."""
+    with Process(tmp_path / "home") as server:
+        stores = [server.store() for _ in range(WRITERS + 1)]
+        store = stores[-1]
+        pod = Pod(store)
+        for number in range(UPLOADS):
+            data = content(number)
+            pod.create(File(sha256=hashlib.sha256(data).hexdigest(), size=len(data)))
+        claim = ClaimLease("s", "r", "h", 60_000)
+        lease = store.apply(Batch((CreateItem("r", "PluginRun", {"status": "ready"}), claim)))[-1]
+        assert isinstance(lease, Lease)
+
+        def renewals(count: int) -> list[float]:
+            took: list[float] = []
+            for _ in range(count):
+                began = time.monotonic()
+                renewed = store.apply(Batch((RenewLease(lease.fence, 60_000),)))[0]
+                took.append(time.monotonic() - began)
+                assert isinstance(renewed, Lease)
+                assert renewed.fence == lease.fence
+            return sorted(took)
+
+        quiet = renewals(20)
+        written = [0] * WRITERS
+        is_over = threading.Event()
+
+        def write(number: int) -> None:
+            while not is_over.is_set():
+                ids = [f"w{number}-{written[number]}-{each}" for each in range(200)]
+                stores[number].apply(Batch(tuple(CreateItem(id_, "Person", {"firstName": "x"}) for id_ in ids)))
+                written[number] += 1
+
+        with besieged(server.port) as end, ThreadPoolExecutor(WRITERS) as pool:
+            writing = [pool.submit(write, number) for number in range(WRITERS)]
+            while min(written) < 2:
+                threading.Event().wait(0.01)
+            loud = renewals(20)
+            is_over.set()
+            for each in writing:
+                each.result()
+            store.apply(Batch((MoveRun("r", Status.STARTED), MoveRun("r", Status.DONE)), lease.fence))
+            came = end()
+        assert came[:UPLOADS] == [201] * UPLOADS
+        assert all(isinstance(each, list) and each[-1] == "done" for each in came[UPLOADS:])
+        usual = quiet[len(quiet) // 2]
+        assert loud[len(loud) // 2] <= 150 * usual, (quiet, loud)
+        assert loud[-1] <= 400 * usual, (quiet, loud)
+
+
+# -- clients that are slow, gone or too many --------------------------------------------------------------------------
+
+HASTE = Limits(
+    header_s=0.3,
+    idle_s=0.5,
+    bytes_per_s=1_000,
+    requests=6,
+    uploads=2,
+    followers=2,
+    requests_per_s=40,
+    denials_per_min=3,
+)
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Served]:
+    """Return a server that allows little."""
+    with serving(tmp_path / "home", limits=HASTE) as served:
+        served.store()
+        yield served
+
+
+def connected(served: Served) -> socket.socket:
+    """Return a connection to a server."""
+    return socket.create_connection(("127.0.0.1", served.port))
+
+
+def answer_to(opened: socket.socket) -> bytes:
+    """Return all that comes until the server closes the connection."""
+    found = b""
+    with suppress(ConnectionResetError):
+        while part := opened.recv(65_536):
+            found += part
+    return found
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
+def test_a_head_that_does_not_come_to_its_end_is_not_waited_for(hasty: Served, before: bytes, sent: bytes) -> None:
+    """Neither on a new connection nor on one that was used."""
+    with connected(hasty) as opened:
+        opened.sendall(before)
+        while before and not before.endswith(b"}"):
+            before = opened.recv(1_000)
+        opened.sendall(sent)
+        found = answer_to(opened)
+        assert found.startswith(b"HTTP/1.1 408 ") if sent or not before else not found
+
+
+def test_a_head_that_trickles_gains_no_time_by_it(hasty: Served) -> None:
+    """The time is for all of it, and not from one letter to the next."""
+    with connected(hasty) as opened:
+        opened.sendall(b"GET / HTTP/1.1\r\nx: ")
+        opened.settimeout(0.02)
+        found, began = b"", time.monotonic()
+        while not found:
+            assert time.monotonic() < began + 20
+            with suppress(OSError):
+                opened.sendall(b"a")
+            with suppress(TimeoutError):
+                found = opened.recv(1_000)
+        assert found.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("path", ["/store/apply", f"/files/{hashlib.sha256(content(1)).hexdigest()}"])
+@pytest.mark.parametrize("is_trickling", [False, True])
+def test_a_body_that_comes_too_slowly_is_not_waited_for(hasty: Served, path: str, is_trickling: bool) -> None:
+    """Nor is one that never pauses long, and would take days; what there is of a file is not kept."""
+    Pod(hasty.store()).create(File(sha256=hashlib.sha256(content(1)).hexdigest()))
+    with connected(hasty) as opened:
+        opened.sendall(head("POST" if "store" in path else "PUT", path, **{"Content-Length": str(FILE_BYTES)}))
+        opened.settimeout(0.1 if is_trickling else None)
+        found, began = b"", time.monotonic()
+        while not found:
+            assert time.monotonic() < began + 20
+            with suppress(OSError):
+                opened.sendall(b"a")
+            with suppress(TimeoutError):
+                found = opened.recv(4_000)
+        assert found.startswith(b"HTTP/1.1 408 ")
+    folder = hasty.settings.home / "files" / OWNER.owner_key
+    assert not folder.exists() or not [*folder.glob(".*")]
+
+
+def test_an_upload_whose_client_has_gone_leaves_nothing(hasty: Served) -> None:
+    """The next one finds room, and no part of it."""
+    data = content(2)
+    sha256 = hashlib.sha256(data).hexdigest()
+    Pod(hasty.store()).create(File(sha256=sha256))
+    folder = hasty.settings.home / "files" / OWNER.owner_key
+    for _ in range(3):  # more than there are places
+        with connected(hasty) as opened:
+            opened.sendall(head("PUT", f"/files/{sha256}", **{"Content-Length": str(len(data))}) + data[:100])
+            while not folder.exists() or not [*folder.glob(".*")]:
+                time.sleep(0.01)
+        while [*folder.glob(".*")]:
+            time.sleep(0.01)
+    assert hasty.ask("GET", f"/api/{{owner}}/files/{sha256}").status == 404
+    assert hasty.ask("PUT", f"/api/{{owner}}/files/{sha256}", data).status == 201
+    assert hasty.ask("GET", f"/api/{{owner}}/files/{sha256}").body == data
+    answer = hasty.ask("PUT", f"/api/{{owner}}/files/{sha256}", data)
+    assert (answer.status, answer.document["kind"]) == (409, "ConflictError")
+
+
+def test_of_too_many_at_once_the_last_is_told_to_come_again(hasty: Served) -> None:
+    """Uploads, followers and requests have so many places, and each that ends makes room."""
+    for number in range(3):
+        Pod(hasty.store()).create(File(sha256=hashlib.sha256(content(number)).hexdigest()))
+    with ExitStack() as ending:
+        opened = [ending.enter_context(connected(hasty)) for _ in range(3)]
+        for number, each in enumerate(opened):
+            path = f"/files/{hashlib.sha256(content(number)).hexdigest()}"
+            each.sendall(head("PUT", path, **{"Content-Length": str(FILE_BYTES)}) + b"x")
+        first = next(each for each in opened if _is_answered(each, opened))
+        found = answer_to(first)
+        assert found.startswith(b"HTTP/1.1 503 ")
+        assert b"at most 2 files are taken at once" in found
+        assert b"retry-after: 1" in found
+    with ExitStack() as ending:
+        opened = [ending.enter_context(connected(hasty)) for _ in range(2)]
+        for each in opened:
+            each.sendall(head("GET", "/events"))
+            assert each.recv(1_000).startswith(b"HTTP/1.1 200 ")
+        answer = hasty.ask("GET", "/api/{owner}/events")
+        assert (answer.status, answer.document["facts"]) == (503, {"limit": 2})
+
+
+def _is_answered(one: socket.socket, among: list[socket.socket]) -> bool:
+    readable, _, _ = select.select(among, [], [], 20)
+    return one in readable
+
+
+def test_an_owner_who_asks_without_end_is_slowed_down(hasty: Served) -> None:
+    """After a burst of twice as many as in a second; the answer says how long to wait, and the client does."""
+    answers = [hasty.ask("POST", "/api/{owner}/store/now") for _ in range(120)]
+    refused = [each for each in answers if each.status != 200]
+    assert refused
+    assert {each.status for each in refused} == {429}
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].document["kind"] == "UnavailableError"
+    store = hasty.store()
+    for _ in range(100):
+        store.now_ms()  # its client waits as it is told
+
+
+def test_who_guesses_keys_is_refused_unseen_and_keeps_nobody_else_out(hasty: Served) -> None:
+    """Also from the same address, where a proxy may stand: whose Pod is open comes in."""
+    assert hasty.ask("POST", "/api/{owner}/store/now").status == 200
+    statuses = [hasty.ask("POST", "/api/{owner}/store/now", key=f"{number:064}").status for number in range(5)]
+    assert statuses == [401, 401, 401, 429, 429]
+    assert hasty.ask("POST", "/api/{owner}/store/now").status == 200
+
+
+def hear(opened: socket.socket) -> bytes:
+    """Return what comes up to the event of the last run."""
+    seen = bytearray()
+    while b'"id":"r99"' not in seen[-200_000:]:
+        part = opened.recv(100_000)
+        assert part, "it was not told of all"
+        seen += part
+    return bytes(seen)
+
+
+def test_a_follower_that_does_not_read_is_left_behind_and_comes_again_where_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others are told all the same; what it missed is told to it with the id of the last event that it saw."""
+    caplog.set_level(logging.INFO, "holdfast.server")
+    with serving(tmp_path / "home", limits=replace(HASTE, requests_per_s=10_000)) as served:
+        store = served.store()
+        runs = [f"r{number}" for number in range(100)]
+        with connected(served) as deaf, connected(served) as other, ThreadPoolExecutor(1) as pool:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            for each in (deaf, other):
+                each.sendall(head("GET", "/events"))
+            while b": here" not in other.recv(4_096):
+                pass
+            heard = pool.submit(hear, other)
+            error = "x" * 100_000
+            for run in runs:
+                store.apply(Batch((CreateItem(run, "PluginRun", {"error": error}),)))
+            seen = heard.result()
+            last_id = int(seen.rpartition(b"id: ")[2].split(b"\n")[0])
+            while not any(each.__dict__.get("route") == "/api/{owner}/events" for each in caplog.records):
+                time.sleep(0.01)
+            assert len(answer_to(deaf)) < 100_000 * 100  # it ends before it was told of all
+        with connected(served) as again:
+            again.sendall(head("GET", "/events", **{"Last-Event-ID": "0"}))
+            seen = hear(again)
+            ids = {run for run in runs if f'"id":"{run}"'.encode() in seen}
+        assert (ids, last_id > 0) == (set(runs), True)

@@ -1,0 +1,208 @@
+"""Which Pods of a server are open, with which keys, and until when."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from holdfast.context import Settings
+from holdfast.context.serving import LocalPods, _Turns
+from holdfast.errors import DeniedError, InvalidError, UnavailableError
+from holdfast.keys import rotate
+from holdfast.server.pods import OpenPods
+from holdfast.store import Batch, SetVariable
+from tests.components.servers import OWNER, STRANGER
+
+
+@dataclass
+class FakePod:
+    """A Pod that any key opens."""
+
+    owner: str
+    closed: list[str]
+    store = renewals = files = None
+
+    def is_opened_by(self, database_key: str) -> bool:
+        """Say yes."""
+        return True
+
+    def admit(self, database_key: str) -> None:
+        """Admit it."""
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed.append(self.owner)
+
+
+@dataclass
+class FakeOpener:
+    """Opens Pods of nothing."""
+
+    opened: list[str] = field(default_factory=list[str])
+    closed: list[str] = field(default_factory=list[str])
+    pod_key = bytes(32)
+
+    def now_ms(self) -> int:
+        """Return no time."""
+        return 0
+
+    def open(self, owner: str, database_key: str | None) -> FakePod:
+        """Note it."""
+        self.opened.append(owner)
+        return FakePod(owner, self.closed)
+
+    def create(self, owner: str, database_key: str) -> None:
+        """Do nothing."""
+
+
+def test_a_pod_is_opened_once_and_closed_for_another_when_it_was_not_used_for_longest() -> None:
+    """Those that are used stay, and are never too many."""
+    opener = FakeOpener()
+    pods = OpenPods(opener, max_open=2)
+    assert pods.find("a", "k") is None
+    with pods.open("a", "k"), pods.open("a", "k"):
+        pass
+    with pods.open("b", "k"):
+        pass
+    used = pods.find("a", "k")
+    assert used is not None
+    used.end()
+    used.end()  # twice is harmless
+    pods.open("c", "k")
+    assert (opener.opened, opener.closed) == (["a", "b", "c"], ["b"])
+    pods.open("a", "k")
+    with pytest.raises(UnavailableError, match="2 others are in use"):
+        pods.open("b", "k")
+
+
+def test_closing_waits_for_who_uses_a_pod_and_opens_no_more() -> None:
+    """The last use closes it."""
+    opener = FakeOpener()
+    pods = OpenPods(opener)
+    used, _ = pods.open("a", "k"), pods.open("b", "k").end()
+    pods.close()
+    assert opener.closed == ["b"]
+    for owner in ("a", "c"):
+        with pytest.raises(UnavailableError, match="going down"):
+            pods.open(owner, "k")
+    used.end()
+    assert opener.closed == ["b", "a", "c", "a"]
+
+
+def opened(home: Path, **how: bool) -> tuple[LocalPods, OpenPods]:
+    """Return the Pods of a home."""
+    home.mkdir(exist_ok=True)
+    opener = LocalPods(Settings(home=home), **how)
+    return opener, OpenPods(opener)
+
+
+def test_a_key_that_was_replaced_opens_an_open_pod_no_more(tmp_path: Path) -> None:
+    """And the new one does at once, while runs go on."""
+    opener, pods = opened(tmp_path)
+    (tmp_path / "keys.json").write_bytes(OWNER.to_json())
+    (tmp_path / "keys.json").chmod(0o600)
+    opener.create(OWNER.owner_key, OWNER.database_key)
+    with pods.open(OWNER.owner_key, OWNER.database_key) as use:
+        use.pod.store.apply(Batch((SetVariable("s", "n", 1),)))
+        new = rotate(tmp_path, Settings(home=tmp_path).pod_path(OWNER.owner_key).with_suffix(".json"))
+        assert pods.find(OWNER.owner_key, OWNER.database_key) is None
+        with pytest.raises(DeniedError, match=r"no Pod of owner '.*' opens with what was presented"):
+            pods.open(OWNER.owner_key, OWNER.database_key)
+        with pods.open(OWNER.owner_key, new.database_key) as again:
+            assert again.pod is use.pod
+            assert again.pod.store.list_variables("s") == {"n": 1}
+        assert pods.find(OWNER.owner_key, new.database_key) is not None
+    pods.close()
+
+
+@pytest.mark.parametrize("owner", [OWNER.owner_key, STRANGER.owner_key])
+@pytest.mark.parametrize("key", [STRANGER.database_key, OWNER.owner_key, "x", ""])
+def test_a_wrong_key_and_an_unknown_owner_are_one_error(tmp_path: Path, owner: str, key: str) -> None:
+    """Whether the Pod is open or not; nothing is made for who asks."""
+    opener, pods = opened(tmp_path)
+    opener.create(OWNER.owner_key, OWNER.database_key)
+    for _ in range(2):
+        with pytest.raises(DeniedError) as refused:
+            pods.open(owner, key)
+        assert refused.value.message == f"no Pod of owner {owner!r} opens with what was presented"
+        pods.open(OWNER.owner_key, OWNER.database_key).end()
+    assert [each.stem for each in (tmp_path / "pods").glob("*.db")] == [OWNER.owner_key]
+    pods.close()
+
+
+def test_a_kept_key_opens_a_pod_for_tokens_after_a_restart(tmp_path: Path) -> None:
+    """Its owner need not call."""
+    opener, pods = opened(tmp_path)
+    opener.create(OWNER.owner_key, OWNER.database_key)
+    with pytest.raises(UnavailableError, match=f"{STRANGER.owner_key}' is locked: its owner has to call first"):
+        pods.open(STRANGER.owner_key, None)
+    for _ in range(2):
+        with pods.open(OWNER.owner_key, None) as use:
+            assert pods.find(OWNER.owner_key, None) is not None
+            assert pods.find(OWNER.owner_key, OWNER.database_key) is None  # nobody has presented one yet
+            assert use.pod.store.list_variables("s") == {}
+        with pytest.raises(DeniedError):
+            pods.open(OWNER.owner_key, STRANGER.database_key)
+        pods.open(OWNER.owner_key, OWNER.database_key).end()
+        pods.close()
+        pods = opened(tmp_path)[1]
+    pods.close()
+
+
+def test_where_no_key_is_kept_the_owner_has_to_call_after_each_restart(tmp_path: Path) -> None:
+    """Once is enough until then, also if the Pod is closed meanwhile; a key that was kept before is not used."""
+    opener, pods = opened(tmp_path)
+    opener.create(OWNER.owner_key, OWNER.database_key)
+    pods.close()
+    opener, _ = opened(tmp_path, is_attended=True)
+    pods = OpenPods(opener, max_open=1)
+    opener.create(STRANGER.owner_key, STRANGER.database_key)
+    with pytest.raises(UnavailableError, match="its owner has to call first"):
+        pods.open(OWNER.owner_key, None)
+    for identity in (OWNER, STRANGER):
+        pods.open(identity.owner_key, identity.database_key).end()
+    for identity in (OWNER, STRANGER):
+        pods.open(identity.owner_key, None).end()
+    pods.close()
+    with pytest.raises(UnavailableError, match="its owner has to call first"):
+        opened(tmp_path)[1].open(STRANGER.owner_key, None)
+
+
+def test_owners_are_made_once_and_by_their_own_keys_and_not_where_new_ones_are_not_wanted(tmp_path: Path) -> None:
+    """Asking again is harmless."""
+    opener, _ = opened(tmp_path)
+    for _ in range(2):
+        opener.create(OWNER.owner_key, OWNER.database_key)
+    with pytest.raises(DeniedError):
+        opener.create(OWNER.owner_key, STRANGER.database_key)
+    for key in ("x", OWNER.owner_key):
+        with pytest.raises(InvalidError, match="database_key"):
+            opener.create(OWNER.owner_key, key)
+    closed, _ = opened(tmp_path, can_create=False)
+    closed.create(OWNER.owner_key, OWNER.database_key)
+    with pytest.raises(DeniedError, match="makes no Pods for new owners"):
+        closed.create(STRANGER.owner_key, STRANGER.database_key)
+
+
+def test_writers_let_one_renewal_pass_and_are_not_kept_waiting_by_the_next() -> None:
+    """So neither ever waits for more than one of the others."""
+    turns, wants, may_end, passed = _Turns(), threading.Event(), threading.Event(), threading.Event()
+
+    def renew() -> None:
+        with turns.renewal():
+            wants.set()
+            may_end.wait()
+        with turns.renewal():  # the next is there at once
+            passed.wait()
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    wants.wait()
+    writing = threading.Thread(target=lambda: (turns.let_pass(), passed.set()))
+    writing.start()
+    assert not passed.wait(0.05)
+    may_end.set()
+    writing.join()
+    renewing.join()
+    turns.let_pass()  # nobody wants to
