@@ -90,6 +90,14 @@ def test_closing_waits_for_who_uses_a_pod_and_opens_no_more() -> None:
     assert opener.closed == ["b", "a", "c", "a"]
 
 
+def is_found(pods: OpenPods, owner: str, key: str | None) -> bool:
+    """Say whether the Pod is open for this key."""
+    use = pods.find(owner, key)
+    if use is not None:
+        use.end()
+    return use is not None
+
+
 def opened(home: Path, **how: bool) -> tuple[LocalPods, OpenPods]:
     """Return the Pods of a home."""
     home.mkdir(exist_ok=True)
@@ -106,13 +114,13 @@ def test_a_key_that_was_replaced_opens_an_open_pod_no_more(tmp_path: Path) -> No
     with pods.open(OWNER.owner_key, OWNER.database_key) as use:
         use.pod.store.apply(Batch((SetVariable("s", "n", 1),)))
         new = rotate(tmp_path, Settings(home=tmp_path).pod_path(OWNER.owner_key).with_suffix(".json"))
-        assert pods.find(OWNER.owner_key, OWNER.database_key) is None
+        assert not is_found(pods, OWNER.owner_key, OWNER.database_key)
         with pytest.raises(DeniedError, match=r"no Pod of owner '.*' opens with what was presented"):
             pods.open(OWNER.owner_key, OWNER.database_key)
         with pods.open(OWNER.owner_key, new.database_key) as again:
             assert again.pod is use.pod
             assert again.pod.store.list_variables("s") == {"n": 1}
-        assert pods.find(OWNER.owner_key, new.database_key) is not None
+        assert is_found(pods, OWNER.owner_key, new.database_key)
     pods.close()
 
 
@@ -139,8 +147,8 @@ def test_a_kept_key_opens_a_pod_for_tokens_after_a_restart(tmp_path: Path) -> No
         pods.open(STRANGER.owner_key, None)
     for _ in range(2):
         with pods.open(OWNER.owner_key, None) as use:
-            assert pods.find(OWNER.owner_key, None) is not None
-            assert pods.find(OWNER.owner_key, OWNER.database_key) is None  # nobody has presented one yet
+            assert is_found(pods, OWNER.owner_key, None)
+            assert not is_found(pods, OWNER.owner_key, OWNER.database_key)  # nobody has presented one yet
             assert use.pod.store.list_variables("s") == {}
         with pytest.raises(DeniedError):
             pods.open(OWNER.owner_key, STRANGER.database_key)

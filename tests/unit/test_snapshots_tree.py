@@ -1,8 +1,10 @@
 """What an object's state may be made of, and that it comes back equal."""
 
 import array
+import ctypes
 import json
 import math
+import mmap
 from collections import OrderedDict
 from typing import Any
 
@@ -106,6 +108,8 @@ def test_arrays_with_named_fields_come_back(fields: Any) -> None:
         np.array([1 + 2j]),
         np.float16(1.5),
         np.bool_(1),
+        np.str_(""),
+        np.bytes_(b""),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -120,6 +124,18 @@ def test_arrays_that_come_back_can_be_written_to() -> None:
     tree["small"][0] = tree["large"][0] = 1.0
     tree["view"][0] = 1
     assert (tree["small"][0], tree["large"][0], tree["view"][0]) == (1.0, 1.0, 1)
+
+
+class MoreBytes(bytes):
+    """Bytes, and something else."""
+
+
+class MoreBytearray(bytearray):
+    """A bytearray, and something else."""
+
+
+class MoreArray(array.array):  # type: ignore[type-arg]
+    """An array, and something else."""
 
 
 class Strange:
@@ -148,9 +164,38 @@ def contains_itself() -> object:
         (np.zeros(3, {"names": ["a", "b"], "formats": ["i4", "i4"], "offsets": [0, 2]}), "state is a ndarray of"),
         (np.zeros(3, [(("title", "a"), "i4")]), "state is a ndarray of"),
         ({"a": {1, 2}}, r"state\['a'\] is \{1, 2\}, a set"),
+        ([MoreBytes(b"x")], r"state\[0\] is b'x', a MoreBytes"),
+        ([MoreBytearray(b"x")], r"state\[0\] is .*, a MoreBytearray"),
+        ([MoreArray("d")], r"state\[0\] is .*, a MoreArray"),
+        ([(ctypes.c_int * 3)(1, 2, 3)], r"state\[0\] is .*, a c_int_Array_3"),
+        ([mmap.mmap(-1, 10)], r"state\[0\] is .*, a mmap"),
+        ([np.str_("a\0")], r"state\[0\] is a str_ of <U2"),
+        ([np.bytes_(b"a\0")], r"state\[0\] is a bytes_ of \|S2"),
+        ([memoryview(np.zeros(3, "f2"))], r"state\[0\] is memory of the format 'e'; single numbers are expected"),
+        ([memoryview(np.zeros((0, 3)))], r"state\[0\] is memory of the shape \(0, 3\)"),
         (contains_itself(), "is more than 200 levels deep, or contains itself"),
     ],
-    ids=["object", "key", "objects", "masked", "fields of objects", "records", "overlapping", "titles", "set", "cycle"],
+    ids=[
+        "object",
+        "key",
+        "objects",
+        "masked",
+        "fields of objects",
+        "records",
+        "overlapping",
+        "titles",
+        "set",
+        "bytes",
+        "bytearray",
+        "array",
+        "ctypes",
+        "mmap",
+        "text",
+        "zeros",
+        "half",
+        "empty",
+        "cycle",
+    ],
 )
 def test_what_is_no_part_of_a_tree_is_refused_and_its_place_named(tree: object, message: str) -> None:
     """So that nothing is saved that would come back as something else, or run code."""

@@ -56,10 +56,12 @@ class Kept:
 
 
 def check_not_installed(module: str) -> None:
-    """Accept a module whose code has gone.
+    """Accept a module whose data can be erased: no plugin of it, or of a module in it, is installed.
+
+    One that is may be known by the name of any package around it, and nothing tells what it has kept from the rest.
 
     Raises:
-        InvalidError: A plugin of it, or of a module in it, is installed; the message names the plugin.
+        InvalidError: There is one; the message names it.
     """
     for entry in entry_points(group=GROUP):
         if _is_in(entry.module, module, is_package=True):

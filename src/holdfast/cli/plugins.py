@@ -192,7 +192,7 @@ def remove(call: Call, name: str, *, is_kept: bool, dry_run: bool, is_agreed: bo
         message = f"plugin {name!r} is installed, with {distribution!r}: pip uninstall {distribution} removes it"
         raise InvalidError(message, plugin=name, distribution=distribution)
     code = [] if each is None else _paths(settings.plugins_dir, name)
-    if not code:
+    if not is_kept:
         check_not_installed(name)
     try:
         store = open_store(settings)

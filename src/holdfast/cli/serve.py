@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import sys
@@ -47,7 +46,8 @@ def command(
     Whoever presents an owner's keys, or a run's token, gets what they open. What happens is said on standard error,
     without keys, tokens and values.
     """
-    from importlib.metadata import version  # start-up: help needs none of these
+    import asyncio  # start-up: help needs none of these
+    from importlib.metadata import version
 
     from holdfast.context.serving import LocalPods
     from holdfast.engine import FactsFormatter

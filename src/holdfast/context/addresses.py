@@ -97,16 +97,13 @@ def read_auth(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
         text = Disk().read(Path(text).resolve()).decode("utf-8", "replace")[:_MAX_AUTH_BYTES]
     try:
         found: Any = json.loads(text)
-        auth = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-        data = auth.get("data")
-        values = (
-            auth.get("databaseKey"),
-            cast("dict[str, Any]", data).get("token") if isinstance(data, dict) else None,
-        )
     except (ValueError, RecursionError):
-        values = (None, None)
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidError(f"{given[0]} must hold a JSON object")
+    auth = cast("dict[str, Any]", found)
+    data = cast("dict[str, Any]", auth["data"]) if isinstance(auth.get("data"), dict) else {}
+    values = auth.get("databaseKey"), data.get("token")
     if [*map(type, values)].count(str) != 1:
-        raise InvalidError(
-            f"{given[0]} must hold a JSON object with a 'databaseKey', or with 'data' that has a 'token'"
-        )
+        raise InvalidError(f"{given[0]} must hold a JSON object with a 'databaseKey', or with 'data' that has a 'token'")
     return values

@@ -85,7 +85,11 @@ class PodClient(Pod):
 
         connection = address.connect()
         if address.token is None:
-            make_pod(connection)
+            try:
+                make_pod(connection)
+            except BaseException:
+                connection.close()
+                raise
         self._where = connection.url
         super().__init__(RemoteStore(connection), files=RemoteFiles(connection))
 

@@ -70,7 +70,7 @@ def source_in(code: Code, found: Found, name: str = "") -> Source:
             raise InvalidError(f"plugin {found.name!r} cannot be run: {why}", plugin=found.name, classes=names)
         [name] = names
     cls = class_in(code.module, module, name)
-    if False:
+    if found.entry is None and f"{cls.__module__}".startswith(f"{code.prefix}."):
         name = name_in(code.module, cls) or name
     else:
         module, name = known_as(cls, code.module, module, name)

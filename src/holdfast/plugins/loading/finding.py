@@ -96,7 +96,9 @@ def _names(folder: Path) -> Iterator[tuple[str, str | None]]:
                     is_source = entry.name.endswith(".py") and entry.is_file(follow_symlinks=False)
                     yield name, entry.path if is_source else None
                 else:
-                    _log.warning("plugin.skipped: no plugin can be called as %r is", entry.path, extra={"path": entry.path})
+                    _log.warning(
+                        "plugin.skipped: no plugin can be called as %r is", entry.path, extra={"path": entry.path}
+                    )
     except FileNotFoundError:
         return
     except OSError as exc:
