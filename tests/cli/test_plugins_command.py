@@ -623,20 +623,25 @@ def test_what_is_installed_is_not_removed_and_the_command_that_does_is_named(cal
     assert "pip uninstall some-notes removes it" in answer.err
 
 
-def test_a_file_has_no_modules_and_what_is_installed_keeps_its_data(
+def test_nothing_is_erased_that_may_be_of_an_installed_plugin(
     call: Call, shell: Call, plugins: Path, installed: Path
 ) -> None:
-    """Whether the file of the same name is there or has gone: then what to do first is said."""
+    """Whether the file of the same name is there or has gone; that has no modules, so its own data is what it names."""
     (plugins / "some_notes.py").write_text(GOOD)
     assert [shell("holdfast", "run", name).code for name in ("some_notes", "notes")] == [0, 0]
+    erase = ["plugins", "remove", "some_notes", "--erase-data", "--yes"]
 
-    removed = call("plugins", "remove", "some_notes", "--erase-data", "--yes", "--json")
-    refused = call("plugins", "remove", "some_notes", "--erase-data", "--yes")
+    refused = call(*erase)
+    removed = call("plugins", "remove", "some_notes", "--yes", "--json")
+    refused_too = call(*erase)
+    (installed / "some_notes-4.5.dist-info" / "entry_points.txt").unlink()
+    erased = call(*erase, "--json")
 
-    assert removed.document["data"]["states"] == ["some_notes:Good default"]
-    assert shell("holdfast", "state", "get", "some_notes.main:Good", "a").out == "1\n"
-    assert refused.code == 2
+    assert [refused.code, removed.code, refused_too.code, erased.code] == [2, 0, 2, 0]
+    assert refused.err == refused_too.err
     assert "plugin 'notes' of the module 'some_notes.main' is installed: uninstall it first" in refused.err
+    assert removed.document["data"]["states"] == ["some_notes:Good default"]
+    assert sorted(erased.document["data"]["states"]) == ["some_notes.main:Good default", "some_notes:Good default"]
 
 
 def test_of_a_link_only_the_link_goes_and_a_package_goes_whole(call: Call, plugins: Path, tmp_path: Path) -> None:

@@ -588,7 +588,7 @@ def test_a_process_that_was_forked_has_threads_of_its_own(write: Write, home: Pa
     """A server may serve a request, to warm up, and then fork its workers."""
     write(greets=GREETS)
     program = """
-import asyncio, os, sys, types
+import asyncio, os, sys
 from holdfast.context import Context
 from holdfast.plugins.current import current
 from holdfast.web import ASGIMiddleware
@@ -598,10 +598,9 @@ async def app(*_):
 
 middleware = ASGIMiddleware(app, Context(sys.argv[1]))
 asyncio.run(middleware({"type": "http"}, None, None))
-child = os.fork()
+if child := os.fork():
+    assert os.waitpid(child, 0)[1] == 0
 asyncio.run(middleware({"type": "http"}, None, None))
-if child:
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     command = [sys.executable, "-c", program, str(home)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
