@@ -158,6 +158,11 @@ class DiskBlobs:
             if not is_needed():
                 self._disk.delete(path)
 
+    def sweep(self) -> None:
+        """Remove what writers that died have left; the next writer does it as well."""
+        if self.folder.exists():
+            self._disk.sweep(self.folder)
+
     def _path(self, sha256: str) -> Path:
         if not isinstance(sha256, str) or _hash_text.fullmatch(sha256) is None:  # pyright: ignore[reportUnnecessaryIsInstance] -- untyped callers
             message = f"{shown(sha256)} names no file: a SHA-256 in 64 hexadecimal digits, in lower case, is expected"

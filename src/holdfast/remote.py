@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import secrets
 import ssl
 import threading
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
 
@@ -61,7 +62,10 @@ PATIENCE_S: Final = 30.0
 _FIRST_PATIENCE_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 2.0
-_PART_BYTES: Final = 2**20
+_BYTES_PER_S: Final = 1_024
+"""What an answer must come with on average, after as long as a server may be silent."""
+_MAX_ANSWER_BYTES: Final = 512 * 2**20
+_MAX_PROBLEM_BYTES: Final = 2**20
 _IDLE: Final = 8
 """Connections that are kept for the next request."""
 _AGAIN: Final = frozenset({429, 502, 503, 504})
@@ -82,6 +86,14 @@ _BY_STATUS: Final[Mapping[int, type[HoldfastError]]] = {
 }
 """What an answer without a problem document means; any other one: UnavailableError."""
 
+_owner_key: Final = re.compile(r"[0-9A-Fa-f]{64}")
+_presentable: Final = re.compile(r"[!-~]{1,65536}")
+
+_JSON: Final = "application/json"
+_RAW: Final = "application/octet-stream"
+_MADE_OF: Final = {"POST": (_JSON, ""), "PUT": (_JSON, ""), "GET": (_RAW, ""), "HEAD": (_RAW,), "DELETE": ("",)}
+"""Of which media types an answer is that says yes; other pages, as that of a network's sign-in, are none."""
+
 
 class Connection:
     """What presents one key to one server; for any number of threads, and over a fork.
@@ -89,14 +101,16 @@ class Connection:
     Args:
         url: Where the server is, as in ``https://pod.example``.
         owner_key: Whose Pod.
-        database_key: The owner's secret.
+        database_key: The owner's secret; white space after it, as a file may have it, does not count.
         token: That of a run, instead.
-        timeout_s: How long the server may be silent.
+        timeout_s: How long the server may be silent; after that, the body of an answer must go on coming.
         patience_s: For how long a request is tried again.
+        max_answer_bytes: How much of an answer is read; the bytes of files are read by whoever asks for them.
         wait: How to pause; and ``monotonic``: seconds that never go back.
 
     Raises:
-        InvalidError: It is no such URL; or not one of key and token is given.
+        InvalidError: It is no such URL, or no owner's key; or not one of key and token is given; or it has characters
+            that no key has. It is not shown.
     """
 
     def __init__(
@@ -108,6 +122,7 @@ class Connection:
         token: str | None = None,
         timeout_s: float = 30.0,
         patience_s: float = PATIENCE_S,
+        max_answer_bytes: int = _MAX_ANSWER_BYTES,
         wait: Callable[[float], object] = time.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -122,10 +137,17 @@ class Connection:
         if found.scheme not in ("http", "https") or not found.host or found.userinfo or found.query or found.fragment:
             # It is not shown: what stands before an @ may be secret.
             raise InvalidError("the address of a server is http:// or https:// with its name, and no more than a path")
+        if _owner_key.fullmatch(owner_key) is None:
+            raise InvalidError(f"{shown(owner_key)} is no owner's key: 64 hexadecimal digits are expected")
+        presented = (database_key or token or "").rstrip()
+        if _presentable.fullmatch(presented) is None:  # what sends it would refuse it, and show it
+            message = "the database key or token cannot be sent: it is empty, or has spaces or what is not ASCII in it"
+            raise InvalidError(message)
         self.url = str(found).rstrip("/")
         self._address = f"{self.url}/api/{owner_key}"
-        self._presented = database_key or token or ""
+        self._presented = presented
         self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._max_answer_bytes = max_answer_bytes
         self._wait, self._monotonic = wait, monotonic
         self._is_closed = False
         self._lock = threading.Lock()
@@ -199,12 +221,49 @@ class Connection:
 
         try:
             with uninterrupted(), closing(self._request(method, path, content)) as response:
-                text = response.read()
+                text = self._read(response)
+        except HoldfastError as exc:
+            return exc, None
         except httpx.HTTPError as exc:
             # Another server than the one that is meant does not become it.
             is_another = isinstance(exc.__cause__ and exc.__cause__.__cause__, ssl.SSLCertVerificationError)
             return self._unreachable(exc), None if is_another else 0.0
-        return (text, None) if response.is_success else self._error(response, text)
+        return (text, None) if self._is_yes(method, response) else self._error(response, text)
+
+    def _read(self, response: httpx.Response) -> bytes:
+        """Return the body of an answer.
+
+        Raises:
+            UnavailableError: It is longer than any that is expected, or comes so slowly that it may never end.
+        """
+        found = bytearray()
+        max_bytes = self._max_answer_bytes if response.is_success else _MAX_PROBLEM_BYTES
+        for part in self._parts(response):
+            found += part
+            if len(found) > max_bytes:
+                message = f"the answer of the Pod at {self.url!r} is too long: at most {max_bytes:,} bytes are read"
+                raise UnavailableError(message, url=self.url, max_bytes=max_bytes)
+        return bytes(found)
+
+    def _parts(self, response: httpx.Response) -> Generator[bytes]:
+        """Yield a body as it comes, and count how long it is waited for, not what is done with it meanwhile."""
+        waited_s, size = 0.0, 0
+        parts = response.iter_raw()  # as it is: nothing was asked for that unfolds into more than was sent
+        while True:
+            began = self._monotonic()
+            part = next(parts, None)
+            if part is None:
+                return
+            waited_s, size = waited_s + self._monotonic() - began, size + len(part)
+            if waited_s > self._timeout_s + size / _BYTES_PER_S:
+                message = f"the Pod at {self.url!r} answers too slowly: {size:,} bytes came in {waited_s:.0f} s"
+                raise UnavailableError(message, url=self.url)
+            yield part
+
+    def _is_yes(self, method: str, response: httpx.Response) -> bool:
+        """Say whether a Pod answers that it is done; many a page that says so comes from something else."""
+        media = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return response.is_success and media in _MADE_OF[method]
 
     def _unreachable(self, exc: Exception) -> UnavailableError:
         why = str(exc) or type(exc).__name__
@@ -215,8 +274,12 @@ class Connection:
     def _error(self, response: httpx.Response, content: bytes) -> tuple[HoldfastError, float | None]:
         status = response.status_code
         try:
+            if response.is_success:
+                raise ValueError  # noqa: TRY301 -- whatever it says, it is not what a Pod says
             found: Any = from_json(content)
             kind, detail, facts = _KINDS[found["kind"]], found["detail"], dict(found["facts"])
+            if not isinstance(detail, str):
+                raise TypeError  # noqa: TRY301 -- as any other form than that of a problem
             error = kind(detail)
             error.facts = facts
         except (ValueError, KeyError, TypeError):
@@ -239,10 +302,10 @@ class Connection:
 
         try:
             with closing(self._request("PUT", path, parts)) as response:
-                text = response.read()
+                text = self._read(response)
         except httpx.HTTPError as exc:
             raise self._unreachable(exc) from exc
-        if response.is_success:
+        if self._is_yes("PUT", response):
             return text
         raise self._error(response, text)[0]
 
@@ -256,20 +319,22 @@ class Connection:
 
         try:
             response = self._request("GET", path, None)
-            if not response.is_success:
+            length = response.headers.get("Content-Length", "")
+            if not self._is_yes("GET", response) or not length.isdecimal():
                 with closing(response):
-                    raise self._error(response, response.read())[0]
+                    text = b"" if response.is_success else self._read(response)
+                    raise self._error(response, text)[0]
         except httpx.HTTPError as exc:
             raise self._unreachable(exc) from exc
 
         def parts() -> Generator[bytes]:
             with closing(response):
                 try:
-                    yield from response.iter_bytes(_PART_BYTES)
+                    yield from self._parts(response)
                 except httpx.HTTPError as exc:
                     raise self._unreachable(exc) from exc
 
-        return int(response.headers["Content-Length"]), parts()
+        return int(length), parts()
 
 
 _inherited: Final[list[object]] = []
@@ -342,7 +407,17 @@ class RemoteFiles:
         self._connection = connection
 
     def put(self, sha256: str, chunks: Iterator[bytes]) -> int:  # noqa: D102 -- as `Files`, like all below
-        return cast("int", from_json(self._connection.stream_out(f"/files/{sha256}", chunks))["size"])
+        text = self._connection.stream_out(f"/files/{sha256}", chunks)
+        try:
+            size = from_json(text)["size"]
+        except (ValueError, KeyError, TypeError):
+            size = None
+        if type(size) is not int:
+            url = self._connection.url
+            raise UnavailableError(
+                f"what answers at {url!r} is not a Pod: it took a file, and not as one does", url=url
+            )
+        return size
 
     def open(self, sha256: str) -> tuple[int, Generator[bytes]]:  # noqa: D102
         return self._connection.stream_in(f"/files/{sha256}")

@@ -2,12 +2,10 @@
 
 import os
 import subprocess
-import sys
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.components import require
+from tests.components import environments
 
 PINS = """
     pymemri==0.1.2 anyio==4.16.0 certifi==2026.10.18 charset-normalizer==3.5.2 click==8.5.1 fastapi==0.78.0
@@ -48,26 +46,6 @@ class Client:
 
 def install(folder: Path) -> Client:
     """Return the client, installed into ``folder``."""
-    venv.create(folder / "venv")
-    python = folder / "venv" / "bin" / "python"
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            python,
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-input",
-            *PINS.split(),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    require("Memri's client", done.returncode == 0, f"pip: {done.stderr.strip()[-500:]}")
     home = folder / "home"
     home.mkdir()
-    return Client(python, home)
+    return Client(environments.install("Memri's client", PINS, folder / "venv"), home)

@@ -10,18 +10,24 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from holdfast.items import File
+from holdfast.context import Settings
+from holdfast.context.serving import LocalPods
+from holdfast.items import File, PluginRun
+from holdfast.keys import Identity
 from holdfast.pod import Pod
 from holdfast.runs import Lease, Status
+from holdfast.server.app import Application
 from holdfast.server.limits import Limits
+from holdfast.server.listening import Server, _max_connections
+from holdfast.server.pods import OpenPods
 from holdfast.store import Batch, ClaimLease, CreateItem, MoveRun, RenewLease
-from tests.components.servers import OWNER, Process, Served, serving
+from tests.components.servers import OWNER, STRANGER, Process, Served, serving
 
 UPLOADS = FOLLOWERS = 40
 WRITERS = 8
@@ -298,6 +304,131 @@ def test_who_guesses_keys_is_refused_unseen_and_keeps_nobody_else_out(hasty: Ser
     statuses = [hasty.ask("POST", "/api/{owner}/store/now", key=f"{number:064}").status for number in range(5)]
     assert statuses == [401, 401, 401, 429, 429]
     assert hasty.ask("POST", "/api/{owner}/store/now").status == 200
+
+
+@pytest.mark.parametrize(
+    "method, path, identity, is_run, status",
+    [
+        ("POST", "/store/now", OWNER, False, 200),
+        ("POST", "/store/now", OWNER, True, 200),
+        ("PUT", "", OWNER, False, 204),
+        ("PUT", "", STRANGER, False, 204),
+    ],
+)
+def test_what_opens_a_pod_does_so_however_much_was_guessed_from_the_same_address(  # noqa: PLR0917 -- each is one
+    tmp_path: Path, method: str, path: str, identity: Identity, is_run: bool, status: int
+) -> None:
+    """Also if the Pod is not open, or not there yet."""
+    with serving(tmp_path / "home") as first:
+        run = Pod(first.store()).create(PluginRun(pluginModule="m", pluginName="P"))
+        claim = first.ask("POST", "/api/{owner}/claims", json.dumps({"run": run.id}).encode())
+    with serving(tmp_path / "home", limits=HASTE) as served:
+        guesses = [served.ask("POST", "/api/{owner}/store/now", key=f"{number:064}") for number in range(5)]
+        assert guesses[-1].status == 429
+        key = claim.document["token"] if is_run else identity.database_key
+        assert served.ask(method, f"/api/{identity.owner_key}{path}", key=key).status == status
+        assert served.ask("POST", "/api/{owner}/store/now", key=f"{6:064}").status == 429
+
+
+def older(owner: str, database_key: str, size_bytes: int) -> tuple[bytes, bytes]:
+    """Return head and body of a request of the older API, whose caller stands in the body."""
+    auth = {"type": "ClientAuth", "databaseKey": database_key}
+    body = json.dumps({"auth": auth, "payload": "x" * size_bytes}).encode()
+    return f"POST /v4/{owner}/get_item HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode(), body
+
+
+def test_strangers_who_hold_bodies_have_no_memory_that_others_need(tmp_path: Path) -> None:
+    """In the older API who calls stands in the body: it is looked for in its first bytes."""
+    limits = Limits(body_bytes=400_000, memory_bytes=500_000, strangers_bytes=500_000)
+    with serving(tmp_path / "home", limits=limits) as served, connected(served) as one, connected(served) as other:
+        served.store()
+        for key, opened in (("f" * 64, one), ("hft1.AAAA", other)):
+            before, body = older(OWNER.owner_key, key, 300_000)
+            opened.sendall(before + body[:-10])
+        refused, _, _ = select.select([one, other], [], [], 20)
+        assert answer_to(refused[0]).startswith(b"HTTP/1.1 503 ")
+        one_, two = older(OWNER.owner_key, OWNER.database_key, 300_000)
+        with connected(served) as mine:
+            mine.sendall(one_ + two)
+            assert mine.recv(4_000).startswith(b"HTTP/1.1 200 ")
+        assert (
+            served.ask("POST", "/api/{owner}/store/items", json.dumps({"ids": ["x"] * 80_000}).encode()).status == 200
+        )
+
+
+@pytest.mark.parametrize("is_stranger", [False, True])
+def test_a_body_must_be_whole_in_some_time(tmp_path: Path, is_stranger: bool) -> None:
+    """However steadily it comes; whoever is not known has less."""
+    limits = Limits(body_s=60 if is_stranger else 1, strangers_s=1)
+    with serving(tmp_path / "home", limits=limits) as served, connected(served) as opened:
+        served.store()
+        if is_stranger:
+            before, body = older(OWNER.owner_key, STRANGER.database_key, 10_000_000)
+            opened.sendall(before + body[:100_000])
+        else:
+            opened.sendall(head("POST", "/store/apply", **{"Content-Length": "10000000"}) + b" " * 100_000)
+        opened.settimeout(0.05)
+        found, began = b"", time.monotonic()
+        while not found:
+            assert time.monotonic() < began + 20
+            with suppress(OSError):
+                opened.sendall(b" " * 100)
+            with suppress(TimeoutError):
+                found = opened.recv(4_000)
+        assert found.startswith(b"HTTP/1.1 408 ")
+        assert b"all of it in 1 s" in found
+
+
+def test_the_keys_of_a_new_pod_are_no_long_body(hasty: Served) -> None:
+    """There is nothing to know whoever asks by."""
+    assert hasty.ask("POST", "/v4/account", b" " * 65_537, key=None).status == 413
+
+
+def test_those_who_ask_nothing_make_room_for_who_comes(tmp_path: Path) -> None:
+    """Whether they have asked before or not, and the ones first that do so for longest; who is answered stays."""
+    with serving(tmp_path / "home", limits=Limits(connections=10)) as served, ExitStack() as ending:
+        served.store().close()
+        following = ending.enter_context(connected(served))
+        following.sendall(head("GET", "/events"))
+        assert following.recv(4_000).startswith(b"HTTP/1.1 200 ")
+        idle = [ending.enter_context(connected(served)) for _ in range(30)]
+        for each in idle[-9:]:
+            with suppress(OSError):
+                each.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                each.recv(4_000)
+        for _ in range(12):
+            assert served.ask("POST", "/api/{owner}/store/now").status == 200
+        assert answer_to(idle[0]) == b""
+        while b": here" not in (heard := following.recv(4_000)):
+            assert heard
+
+
+def test_a_process_has_the_files_that_it_may_and_as_many_connections_as_are_left() -> None:
+    """Where the system gives few, some are left for Pods."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] not in {resource.RLIM_INFINITY, *range(3_000, 2**62)}:
+        pytest.skip(f"at most {before[1]} files may be open here")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1_000, before[1]))
+        assert _max_connections(500) == 500
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 2_548
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_where_the_system_has_no_connection_to_give_the_log_says_so_in_a_line_a_second(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told of each that came."""
+    server = Server(Application(OpenPods(LocalPods(Settings(home=tmp_path))), Limits(), version="0"), Limits())
+    loop = asyncio.new_event_loop()
+    with closing(loop):
+        for _ in range(1_000):
+            server._say(loop, {"message": "m", "exception": OSError(24, "Too many"), "socket": None})
+    records = [each for each in caplog.records if each.message == "connection.refused"]
+    assert 1 <= len(records) < 10
+    assert records[0].__dict__["reason"] == "[Errno 24] Too many"
 
 
 def hear(opened: socket.socket) -> bytes:

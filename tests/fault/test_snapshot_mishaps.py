@@ -190,9 +190,13 @@ def test_where_python_has_no_room_left_no_snapshot_is_set_aside(tmp_path: Path) 
 def test_a_tree_is_not_loaded_from_a_directory_without_a_manifest(tmp_path: Path) -> None:
     """No older program has saved one: this is said before any object is touched."""
     (tmp_path / "x").mkdir()
-    store, _ = store_of(tmp_path)
-    with pytest.raises(InvalidError, match="'tree'"):
+    (tmp_path / "x" / "linked").touch()
+    store, linking = StateStore(tmp_path), Linking(tmp_path / "own")
+    store.register("linked", linking)
+    store.register("tree", Tree())
+    with pytest.raises(InvalidError, match="has no manifest, so there is no state for set_state of 'tree'"):
         store.load_state(tmp_path / "x")
+    assert not linking.is_loaded
 
 
 # -- errors in the background --
@@ -338,8 +342,9 @@ def test_after_a_clock_was_set_back_what_is_saved_is_the_latest(tmp_path: Path, 
     """Each save has a name and a time after that of all before; so the keeper of the latest leaves it alone."""
     clock = Clock(1_700_000_000 * SECOND)
     store, tree = store_of(tmp_path, clock=clock)
-    for clock.now in (clock.now, clock.now + SECOND):
+    for _ in range(2):
         store.save_state()
+        clock.now += SECOND
     clock.now -= 3600 * SECOND
     if is_new:
         store.close()
@@ -385,8 +390,11 @@ class Linking(PersistentStateMixin):
         """Link it."""
         os.link(self.file, path)
 
+    is_loaded = False
+
     def load_state(self, path: Path) -> None:
         """Leave it."""
+        self.is_loaded = True
 
 
 def test_an_object_may_link_its_own_file_into_each_snapshot(tmp_path: Path) -> None:

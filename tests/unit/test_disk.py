@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Self
 
 import pytest
@@ -1043,6 +1044,36 @@ def test_a_lock_on_a_file_that_was_deleted_meanwhile_is_taken_on_the_new_one(tmp
         disk.lock(tmp_path / "lock")
     disk.locked[0].release()
     disk.lock(tmp_path / "lock").release()
+
+
+@pytest.mark.filterwarnings("ignore:the lock on:ResourceWarning")
+def test_an_interrupt_at_any_call_leaves_no_lock_behind(tmp_path: Path) -> None:
+    """Neither while it is taken nor while it is released, nor between the two."""
+
+    def is_interrupted(at: int) -> bool:
+        count = 0
+
+        def look(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal count
+            count += event in {"call", "c_return"}
+            if count == at:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(look)
+        try:
+            lock = Disk().lock(tmp_path / "it")
+            lock.release()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    at = 0
+    while is_interrupted(at := at + 1):
+        Disk().lock(tmp_path / "it").release()
+    assert at > 40
 
 
 def test_a_lock_that_is_dropped_warns_and_is_free(disk: Disk, tmp_path: Path) -> None:

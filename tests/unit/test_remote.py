@@ -1,16 +1,21 @@
 """What a client of a server does when that is away, slow, strange or wrong."""
 
+import http.client
+import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Self
 
 import pytest
 
 import holdfast.errors
+from holdfast.auth import Rights, Token, seal
 from holdfast.errors import (
     ConflictError,
     DamagedError,
@@ -21,9 +26,11 @@ from holdfast.errors import (
     NotFoundError,
     UnavailableError,
 )
-from holdfast.remote import Connection, RemoteFiles, RemoteStore
+from holdfast.pod import Pod
+from holdfast.remote import Connection, RemoteFiles, RemoteStore, make_pod
 from holdfast.runs import Fence
-from holdfast.store import Batch, IncrementVariable, RenewLease
+from holdfast.server.limits import Limits
+from holdfast.store import Batch, ClaimLease, CreateEdge, CreateItem, IncrementVariable, RenewLease
 from tests.components.servers import OWNER, Served, serving
 
 
@@ -49,7 +56,8 @@ class Scripted:
                 length = next(
                     (int(line[16:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: ")), 0
                 )
-                while len(body) < length:
+                is_chunked = b"chunked" in head
+                while len(body) < length or (is_chunked and not body.endswith(b"0\r\n\r\n")):
                     body += connection.recv(65_536)
                 self.asked.append(head + b"\r\n\r\n" + body)
                 if answer is not None:
@@ -178,14 +186,18 @@ def test_a_server_that_is_away_is_asked_with_growing_pauses_for_as_long_as_was_s
         (said("302 Found", "", "Location: http://elsewhere"), UnavailableError, "is not a Pod, .* 302", None),
         (said("418 Teapot", problem("KeyboardInterrupt")), UnavailableError, "is not a Pod, .* 418", None),
         (said("409 Conflict", '{"kind": 1}'), ConflictError, "is not a Pod", None),
+        (said("404 Not Found", problem("NotFoundError").replace('"no"', "5")), NotFoundError, "is not a Pod", None),
         (said("200 OK", "[]"), InvalidError, "the answer of now_ms is wrong", None),
+        (said("200 OK", "5", "Content-Type: text/html"), UnavailableError, "is not a Pod, .* 200", None),
+        (said("200 OK", "5" * 1_001), UnavailableError, "too long: at most 1,000 bytes", None),
+        (said("500 Defect", "5" * 2**20 + "5"), UnavailableError, "too long: at most 1,048,576 bytes", None),
     ],
 )
 def test_an_error_comes_back_as_what_it_was_and_is_not_asked_for_again(
     answer: bytes, kind: type[HoldfastError], message: str, facts: object, waits: Waits
 ) -> None:
-    """Kind, sentence and facts; what is no problem document means what its status does."""
-    with Scripted(answer) as server, closing(connect(server.url, waits)) as connection:
+    """Kind, sentence and facts; what is no problem document means what its status does, and none is read for ever."""
+    with Scripted(answer) as server, closing(connect(server.url, waits, max_answer_bytes=1_000)) as connection:
         with pytest.raises(kind, match=message) as failed:
             RemoteStore(connection).now_ms()
         assert type(failed.value) is kind
@@ -231,6 +243,79 @@ def test_a_pod_is_opened_by_a_key_or_by_a_token(how: dict[str, str]) -> None:
         Connection("http://a", OWNER.owner_key, **how)
 
 
+@pytest.mark.parametrize("owner_key", ["", "a" * 63, "a" * 64 + "\n", "../" + "a" * 61])
+def test_an_owner_that_is_none_is_refused(owner_key: str) -> None:
+    """Before it becomes part of an address."""
+    with pytest.raises(InvalidError, match="is no owner's key"):
+        Connection("http://a", owner_key, token="hft1.x")
+
+
+@pytest.mark.parametrize("secret", ["", " ", "hft1.s3\ncret", "hft1.s3 cret", "hft1.s3\x00cret", "hft1.s3cr\xe9t"])
+@pytest.mark.parametrize("name", ["database_key", "token"])
+def test_what_cannot_be_presented_is_refused_and_not_shown(
+    secret: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What sends it would show it in an error, and this in the log."""
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(InvalidError, match="the database key or token cannot be sent") as refused:
+        Connection("http://a", OWNER.owner_key, **{name: secret})
+    assert "s3" not in "".join(traceback.format_exception(refused.value)).replace(repr(secret), "")
+    assert "s3" not in caplog.text
+
+
+def test_the_line_end_of_a_file_is_no_part_of_what_is_presented(waits: Waits) -> None:
+    """Whoever reads a token from a file need not think of it."""
+    with Scripted(said("200 OK", "5")) as server:
+        with closing(Connection(server.url, OWNER.owner_key, token="hft1.x\r\n")) as connection:
+            assert RemoteStore(connection).now_ms() == 5
+        assert b"Authorization: Bearer hft1.x\r\n" in server.asked[0]
+
+
+PORTAL = said("200 OK", "<html>", "Content-Type: text/html")
+
+
+@pytest.mark.parametrize(
+    "call, answer",
+    [
+        ("exists", PORTAL),
+        ("exists", said("200 OK")),
+        ("open", PORTAL),
+        ("open", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("put", PORTAL),
+        *[("put", said("201 Created", text)) for text in ("", "<", "[]", "5", "{}", '{"size": "5"}', '{"size": true}')],
+        ("delete", PORTAL),
+        ("make", PORTAL),
+    ],
+)
+def test_what_answers_and_is_no_pod_is_found_out(call: str, answer: bytes, waits: Waits) -> None:
+    """As the page with which a network asks who comes: it says yes to everything."""
+    with Scripted(answer) as server, closing(connect(server.url, waits)) as connection:
+        files, sha256 = RemoteFiles(connection), "0" * 64
+        calls: dict[str, Callable[[], object]] = {
+            "exists": lambda: files.exists(sha256),
+            "open": lambda: files.open(sha256),
+            "put": lambda: files.put(sha256, iter([b"x"])),
+            "delete": lambda: files.delete(sha256, is_needed=lambda: False),
+            "make": lambda: make_pod(connection),
+        }
+        with pytest.raises(UnavailableError, match="is not a Pod"):
+            calls[call]()
+    assert waits == []
+
+
+@pytest.mark.parametrize("call", ["now_ms", "open"])
+def test_an_answer_that_trickles_is_given_up(call: str) -> None:
+    """Each of its bytes comes in time, and it would not end; here each is waited for a minute."""
+    minutes = count(step=60)
+    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n5"
+    with Scripted(cut) as server:
+        connection = Connection(server.url, OWNER.owner_key, token="hft1.x", monotonic=lambda: next(minutes))
+        files, store = RemoteFiles(connection), RemoteStore(connection)
+        ask = store.now_ms if call == "now_ms" else lambda: next(files.open("0" * 64)[1])
+        with closing(connection), pytest.raises(UnavailableError, match="answers too slowly: 1 bytes came in 60 s"):
+            ask()
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     """Return a server."""
@@ -271,8 +356,6 @@ def test_a_forked_child_has_connections_of_its_own(served: Served) -> None:
 
 def test_files_go_there_and_come_back(served: Served) -> None:
     """In parts, so that one need not fit into memory; what is cut off on its way is an error."""
-    from holdfast.pod import Pod
-
     files = RemoteFiles(served.connect())
     pod = Pod(served.store(), files=files)
     data = os.urandom(3_000_001)
@@ -288,6 +371,44 @@ def test_files_go_there_and_come_back(served: Served) -> None:
         files.open(item.sha256)
     with pytest.raises(NotFoundError, match="no File item describes the bytes"):
         files.put(item.sha256, iter([data]))
+
+
+def test_a_run_that_may_write_files_brings_them_reads_them_and_lets_them_go(served: Served) -> None:
+    """Its bytes go with the item: that this is gone by then is no reason to keep them."""
+    setup = (
+        CreateItem("r", "PluginRun", {"pluginName": "P"}),
+        CreateItem("s", "PersistentState", {"name": "default"}),
+        CreateEdge("r", "pluginState", "s"),
+        ClaimLease("s", "r", "h", 60_000),
+    )
+    store = served.store()
+    store.apply(Batch(setup))
+    rights, expires_ms = Rights(reads=frozenset({"File"}), writes=frozenset({"File"})), store.now_ms() + 60_000
+    run = Token(owner=OWNER.owner_key, state="s", run="r", epoch=1, holder="h", rights=rights, expires_ms=expires_ms)
+    token = seal(run, served.pods.opener.pod_key)
+    pod = Pod(served.store(token=token), files=served.files(token=token))
+    item = pod.upload_file(b"hello", filename="a")
+    assert item.sha256 is not None
+    assert pod.get_file(item) == b"hello"
+    pod.delete_file(item)
+    assert not served.files().exists(item.sha256)
+
+
+def test_files_that_come_by_both_doors_are_counted_together(tmp_path: Path) -> None:
+    """The limit is the server's."""
+    with serving(tmp_path, limits=Limits(uploads=1)) as served:
+        hashes = "0" * 64, "1" * 64
+        served.store().apply(Batch(tuple(CreateItem(each[:1], "File", {"sha256": each}) for each in hashes)))
+        with closing(http.client.HTTPConnection("127.0.0.1", served.port)) as slow:
+            slow.putrequest("PUT", f"/api/{OWNER.owner_key}/files/{hashes[0]}")
+            slow.putheader("Authorization", f"Bearer {OWNER.database_key}")
+            slow.putheader("Content-Length", "5")
+            slow.endheaders(b"h")
+            other = f"/v4/{{owner}}/upload_file/{OWNER.database_key}/{hashes[1]}"
+            found = [422]
+            while found[-1] == 422 and len(found) < 1_000:  # other bytes than were said, until there is no place
+                found.append(served.ask("POST", other, b"x", key=None).status)
+    assert found[-1] == 503
 
 
 def test_a_file_that_is_cut_off_on_its_way_is_an_error(waits: Waits) -> None:

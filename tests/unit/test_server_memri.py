@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from holdfast.auth import Rights, Token, seal
 from holdfast.blobs import DiskBlobs
 from holdfast.errors import DeniedError, HoldfastError, InvalidError
 from holdfast.items import PropertyDefinition, TypeDefinition
+from holdfast.runs import Fence
 from holdfast.server.guarding import Guard
 from holdfast.server.limits import Intake, Limits
 from holdfast.server.memri import CALLS, memri_router
@@ -32,7 +33,18 @@ from holdfast.server.memri_forms import Auth, read
 from holdfast.server.pods import Opener, OpenPod, OpenPods
 from holdfast.server.problems import Refused, problem_of
 from holdfast.server.signing_in import Entrance
-from holdfast.store import Batch, ClaimLease, CreateEdge, CreateItem, DeclareTypes, Operation, Query, Store
+from holdfast.store import (
+    Batch,
+    ClaimLease,
+    CreateEdge,
+    CreateItem,
+    DeclareTypes,
+    DeleteItem,
+    Operation,
+    Query,
+    ReleaseLease,
+    Store,
+)
 from holdfast.testing import FakeClock, MemoryStore
 from holdfast.values import Kind
 
@@ -654,6 +666,38 @@ def test_a_call_that_is_repeated_under_its_key_is_answered_again_and_happens_onc
     assert api.refused("create_item", other, key="no key")[0] == 422
 
 
+def test_what_a_call_declares_is_declared_with_what_it_writes_or_not_at_all(api: Api) -> None:
+    """And under a key it is the same call when its types are there."""
+    label = {"type": "CategoricalLabel", "allowSharing": True}
+    before = api.pod.store.schema()
+    bad = {"createItems": [label], "updateItems": [{"id": "nobody", "keyword": "x"}]}
+    assert api.refused("bulk", bad)[0] == 404
+    assert api.pod.store.schema() is before
+    first = api("bulk", {"createItems": [label]}, key="k")
+    assert "CategoricalLabel" in api.pod.store.schema()
+    assert api("bulk", {"createItems": [label]}, key="k") == first
+
+
+def test_a_schema_that_is_repeated_under_its_key_is_the_same_if_more_is_secret_since(api: Api) -> None:
+    """And so is one that came when it was."""
+    for key in ("before", "since"):
+        for _ in range(2):
+            assert api(f"/v5/{OWNER}/schema", DOG, key=key) == {}
+            secret = TypeDefinition("Dog", {"name": PropertyDefinition(Kind.TEXT, is_secret=True)})
+            api.write(DeclareTypes((secret,)))
+    assert api.pod.store.schema()["Dog"].properties["name"].is_secret
+
+
+def test_an_id_that_a_key_makes_is_its_callers_alone(api: Api) -> None:
+    """Else whoever knows or guesses the key of another's call could take the id, and so prevent the call."""
+    person = {"type": "Person"}
+    run = auth_of(begin_run(api, Rights(reads=frozenset({"Person"}), writes=frozenset({"Person"}))))
+    ids = [api("create_item", person, key="k", auth=auth) for auth in (None, run, None, run)]
+    assert ids[:2] == ids[2:]
+    guessed = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in ("k 0", "k0", "k")]
+    assert len({*ids, *guessed}) == 5
+
+
 def test_a_file_is_deleted_under_a_key_as_often_as_it_is_asked(api: Api) -> None:
     """A process that died between item and bytes left the bytes to the second call."""
     api("create_item", {"type": "File", "id": "f", "sha256": SHA})
@@ -853,6 +897,26 @@ def test_a_run_has_the_files_that_it_may_read_and_uploads_if_it_may_write_them(a
 
 
 @pytest.mark.parametrize(
+    "meanwhile, status",
+    [(ReleaseLease(Fence(state="state", epoch=1, holder="holder")), 409), (DeleteItem("f"), 404)],
+)
+def test_what_gives_the_right_to_upload_must_still_be_there_at_the_end(
+    api: Api, meanwhile: Operation, status: int
+) -> None:
+    """An upload may last for hours: a run that has given its plugin state back meanwhile leaves nothing of it."""
+    api("create_item", {"type": "File", "id": "f", "sha256": SHA})
+    auth = auth_of(begin_run(api, Rights(reads=frozenset({"File"}), writes=frozenset({"File"}))))
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield HELLO[:2]
+        api.write(meanwhile)
+        yield HELLO[2:]
+
+    answer = api.http.post(f"/v4/{OWNER}/upload_file_b/{json.dumps(auth)}/{SHA}", content=parts())
+    assert (answer.status_code, api.pod.files.exists(SHA)) == (status, False)
+
+
+@pytest.mark.parametrize(
     "auth, status",
     [
         ({"type": "ClientAuth", "databaseKey": KEY}, 200),
@@ -877,6 +941,7 @@ def test_a_run_that_nobody_holds_is_unreachable_and_one_that_is_held_tells_its_s
     asked = {"plugins": ["run", "idle", "p", "nobody", "no id"]}
     others = {id_: {"status": "unreachable"} for id_ in ("idle", "p", "nobody", "no id")}
     assert api("plugin/status", asked) == {"plugins": {"run": {"status": "idle"}, **others}}
+    assert api.refused("plugin/status", {"plugins": ["run"] * 1_001})[0] == 422
     api.pods.clock.advance(60_001)
     assert api("plugin/status", asked) == {"plugins": {"run": {"status": "unreachable"}, **others}}
 

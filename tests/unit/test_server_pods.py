@@ -1,6 +1,8 @@
 """Which Pods of a server are open, with which keys, and until when."""
 
+import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -175,6 +177,40 @@ def test_where_no_key_is_kept_the_owner_has_to_call_after_each_restart(tmp_path:
     pods.close()
     with pytest.raises(UnavailableError, match="its owner has to call first"):
         opened(tmp_path)[1].open(STRANGER.owner_key, None)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_where_no_key_is_kept_one_from_before_goes_when_its_owner_calls(tmp_path: Path, *, is_damaged: bool) -> None:
+    """Not a byte of it is left; others' stay until they call."""
+    opener, _ = opened(tmp_path)
+    for identity in (OWNER, STRANGER):
+        opener.create(identity.owner_key, identity.database_key)
+    keyring = tmp_path / "pod.db"
+    with closing(sqlite3.connect(keyring)) as db:
+        kept = dict(db.execute("SELECT owner, wrapped FROM keyring"))
+    assert kept[OWNER.owner_key] in keyring.read_bytes()
+    if is_damaged:
+        keyring.write_bytes(b"x" * 5_000)
+    _, pods = opened(tmp_path, is_attended=True)
+    pods.open(OWNER.owner_key, OWNER.database_key).end()
+    pods.close()
+    found = keyring.read_bytes() if keyring.exists() else b""
+    assert kept[OWNER.owner_key] not in found
+    assert (kept[STRANGER.owner_key] in found) == (not is_damaged)
+    with pytest.raises(UnavailableError, match="its owner has to call first"):
+        opened(tmp_path)[1].open(OWNER.owner_key, None)
+
+
+def test_what_a_killed_server_left_of_an_upload_goes_when_the_pod_is_opened(tmp_path: Path) -> None:
+    """Its owner may never upload again."""
+    opener, pods = opened(tmp_path)
+    opener.create(OWNER.owner_key, OWNER.database_key)
+    dead = tmp_path / "files" / OWNER.owner_key / ".tmp-0123456789abcdef"
+    dead.mkdir(parents=True)
+    (dead / "part").write_bytes(b"x")
+    pods.open(OWNER.owner_key, OWNER.database_key).end()
+    assert not dead.exists()
+    pods.close()
 
 
 def test_owners_are_made_once_and_by_their_own_keys_and_not_where_new_ones_are_not_wanted(tmp_path: Path) -> None:

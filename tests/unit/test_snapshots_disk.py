@@ -122,6 +122,32 @@ def test_a_folder_that_cannot_be_flushed_is_none_that_could_be_more_durable(tmp_
         Refusing().write({tmp_path / "a": b""}, folders=[tmp_path])
 
 
+def test_as_many_are_written_as_there_are_with_few_of_them_open(tmp_path: Path) -> None:
+    """Some after the others, each of them flushed; folders come last, and have the times that they are given."""
+    most, flushed = [0], list[bool]()
+
+    class Counting(Disk):
+        def _flush(self, fd: int) -> None:
+            most[0] = max(most[0], len(os.listdir("/proc/self/fd")))
+            flushed.append(stat.S_ISDIR(os.fstat(fd).st_mode))
+            super()._flush(fd)
+
+    folders = [tmp_path / f"folder {number}" for number in range(100)]
+    for folder in folders:
+        folder.mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    Counting().write(
+        {folder / "file": folder.name.encode() for folder in folders},
+        folders=folders,
+        stamps={folders[0]: 10**18, folders[-1]: 2 * 10**18},
+    )
+    assert sorted(flushed) == [False] * 100 + [True] * 100
+    assert most[0] <= before + 65  # and one to look with
+    assert [folder.name.encode() for folder in folders] == [(folder / "file").read_bytes() for folder in folders]
+    assert [folders[at].stat().st_mtime_ns for at in (0, -1)] == [10**18, 2 * 10**18]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_what_is_there_is_not_written_to(tmp_path: Path) -> None:
     """Be it a link to nowhere; nor is a folder made where something is."""
     (tmp_path / "there").write_bytes(b"old")
@@ -149,6 +175,32 @@ def test_a_link_takes_the_place_of_what_is_there_in_one_step(tmp_path: Path) -> 
     assert not Disk().link(tmp_path / "folder", tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == b"a"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "folder"]
+
+
+def test_a_link_to_what_is_the_same_file_already_leaves_no_other_name(tmp_path: Path) -> None:
+    """As where whoever wrote it linked it there."""
+    (tmp_path / "a").write_bytes(b"a")
+    os.link(tmp_path / "a", tmp_path / "b")
+    assert Disk().link(tmp_path / "a", tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_folder_whose_name_could_not_be_flushed_is_made_anew(tmp_path: Path) -> None:
+    """Found there, it would be taken for durable."""
+    flushed: list[str] = []
+
+    class FailingOnce(Disk):
+        def _flush(self, fd: int) -> None:
+            flushed.append(os.readlink(f"/proc/self/fd/{fd}"))
+            if len(flushed) == 2:
+                raise OSError(errno.EIO, "as if")
+
+    disk = FailingOnce()
+    with pytest.raises(HoldfastError, match="a/b': the disk failed"):
+        disk.put_folder(tmp_path / "a" / "b")
+    assert not (tmp_path / "a" / "b").exists()
+    disk.put_folder(tmp_path / "a" / "b")
+    assert flushed == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a")]
 
 
 def test_a_link_across_file_systems_is_none(tmp_path: Path) -> None:

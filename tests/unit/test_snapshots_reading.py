@@ -50,7 +50,7 @@ class Written(PersistentStateMixin):
 
 
 arrays = st.builds(
-    lambda size, value, kind: np.full(size, value, kind),
+    np.full,
     st.sampled_from((0, 1, 100, 20_000, 150_000)),
     st.integers(0, 100),
     st.sampled_from(("u1", "f4", ">i2")),
@@ -66,7 +66,7 @@ trees = st.recursive(
     max_leaves=6,
 )
 files = st.dictionaries(st.sampled_from(("x", "y", "in/z")), st.binary(max_size=9), max_size=3)
-states = st.tuples(st.fixed_dictionaries({name: trees for name in NAMES}), files)
+states = st.tuples(st.fixed_dictionaries(dict.fromkeys(NAMES, trees)), files)
 
 
 def same(one: Any, other: Any) -> bool:

@@ -4,12 +4,15 @@ import logging
 import os
 import shutil
 import stat
+import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -296,6 +299,46 @@ def test_an_object_that_changed_its_protocol_is_refused_by_name(tmp_path: Path) 
         store_of(tmp_path, b=Held()).load_state(path)
 
 
+def test_a_migration_that_fails_is_no_damage_and_comes_before_any_object_is_touched(tmp_path: Path) -> None:
+    """Whatever it raises: the snapshot stays the latest."""
+
+    class Failing(Versioned):
+        def migrate_state(self, tree: Any, from_version: int) -> Any:
+            raise DamagedError("as if")
+
+    path = store_of(tmp_path, a=Held(1), b=Held(2)).save_state()
+    first = Held("untouched")
+    with pytest.raises(DamagedError, match="as if"):
+        store_of(tmp_path, a=first, b=Failing()).load_state(path)
+    with pytest.raises(DamagedError, match="as if"):
+        store_of(tmp_path, a=first, b=Failing()).load_latest()
+    assert first.tree == "untouched"
+    assert verify(path) == []
+
+
+@pytest.mark.parametrize("version", [-1, 2**63, True, "1"])
+def test_a_version_that_no_snapshot_can_have_is_refused(tmp_path: Path, version: Any) -> None:
+    """By name, and when it is saved."""
+    held = Held(1)
+    held.state_version = version  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InvalidError, match="the state_version of 'a' cannot be"):
+        store_of(tmp_path, a=held).save_state()
+
+
+def test_folders_that_are_too_deep_are_refused(tmp_path: Path) -> None:
+    """Those that could not be loaded."""
+
+    def dig(levels: int) -> Any:
+        return lambda path: os.makedirs(path / "/".join("d" * levels))
+
+    wild = Wild(dig(99))
+    store = store_of(tmp_path, o=wild)
+    assert verify(store.save_state()) == []
+    wild.write = dig(100)
+    with pytest.raises(InvalidError, match=r"'o/d/.* is no place for an object's files: .*at most 100 parts"):
+        store.save_state()
+
+
 def test_a_directory_without_a_manifest_is_loaded_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -458,13 +501,13 @@ def test_each_of_a_chain_restores_bit_for_bit_whatever_else_is_removed(
     store = store_of(folder, tree=held)
     for changes, is_removed, is_loaded in steps:
         for name, at, value in changes:
-            array = held.tree.get(name)
-            if array is None or at == 5:
+            found = held.tree.get(name)
+            if found is None or at == 5:
                 held.tree[name] = np.full(value * 1000, value, "u1")
-            elif len(array):
-                array[(at * CHUNK) % len(array)] = value
+            elif len(found):
+                found[(at * CHUNK) % len(found)] = value
         path = store.save_state()
-        expected[path] = {name: array.tobytes() for name, array in held.tree.items()}
+        expected[path] = {name: data.tobytes() for name, data in held.tree.items()}
         if is_removed:
             gone = next(iter(expected))
             shutil.rmtree(gone)
@@ -477,7 +520,7 @@ def test_each_of_a_chain_restores_bit_for_bit_whatever_else_is_removed(
     for path, tree in expected.items():
         assert verify(path) == []
         store_of(folder, tree=held).load_state(path)
-        assert {name: array.tobytes() for name, array in held.tree.items()} == tree
+        assert {name: data.tobytes() for name, data in held.tree.items()} == tree
 
 
 # -- in the background --
@@ -626,7 +669,7 @@ def test_a_worker_that_died_fails_one_save_and_is_replaced(tmp_path: Path, monke
 
 
 def test_a_worker_says_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a thread would."""
+    """As a thread would: it names the file, which only this process knows by name."""
     monkeypatch.setattr("holdfast.snapshots.saving.WORKER_BYTES", 1)
 
     class Closed(Disk):
@@ -695,6 +738,67 @@ def test_staging_is_told_from_state_by_content_alone(tmp_path: Path) -> None:
     assert not tree.tree["a"].any()
     store.load_state(third)
     assert np.flatnonzero(tree.tree["a"]).tolist() == [20 * CHUNK + 7]
+
+
+def test_what_changes_while_it_is_copied_is_seen_by_the_next_save() -> None:
+    """By native code, that is, after the block was looked at: what counts is what was copied."""
+
+    class Racing(capture.Tagger):
+        is_on = False
+
+        def tag(self, data: memoryview) -> bytes:
+            found = super().tag(data)
+            if self.is_on and data.obj is state:
+                state[0] = 3
+            return found
+
+    staging, racing = capture.Staging(), Racing()
+    staging.tagger = racing
+    state = bytearray(capture.BLOCK_BYTES)
+
+    def captured() -> int:
+        staging.capture({"a": encode(state, name="a")})
+        for _ in staging.copy_left():
+            pass
+        (span,) = staging.spans.values()
+        for start, size in span.untagged.items():
+            span.tags[start] = racing.tag(staging.memory[start : start + size])
+        span.untagged.clear()
+        return staging.memory[0]
+
+    found = [captured()]
+    state[0], racing.is_on = 1, True
+    found.append(captured())
+    state[0], racing.is_on = 1, False  # as it was when it was looked at
+    found.append(captured())
+    assert found == [0, 3, 1]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupt_while_room_is_made_leaves_no_two_objects_in_one_place(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is captured next is what it was."""
+    staging, calls, fitted = capture.Staging(), [0], capture._fitted  # pyright: ignore[reportPrivateUsage]
+
+    def interrupted(*given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at:
+            raise KeyboardInterrupt
+        return fitted(*given)
+
+    def captured(**sizes: int) -> dict[str, bytes]:
+        staging.capture({name: encode(name.encode() * size, name=name) for name, size in sizes.items()})
+        for _ in staging.copy_left():
+            pass
+        first = {name: staging.spans[name].first * CHUNK for name in sizes}
+        return {name: bytes(staging.memory[first[name] : first[name] + size]) for name, size in sizes.items()}
+
+    captured(a=2 * CHUNK, b=2 * CHUNK)
+    monkeypatch.setattr(capture, "_fitted", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        captured(a=4 * CHUNK, b=2 * CHUNK)
+    assert captured(a=4 * CHUNK, b=2 * CHUNK) == {"a": b"a" * 4 * CHUNK, "b": b"b" * 2 * CHUNK}
 
 
 def test_what_a_leaf_leaves_over_holds_nothing_of_an_earlier_state(tmp_path: Path) -> None:
@@ -773,6 +877,156 @@ def test_a_worker_that_was_left_in_the_middle_has_ended(tmp_path: Path) -> None:
     assert not worker.close.alive
     with pytest.raises(ProcessLookupError):
         os.kill(worker.pid, 0)
+
+
+class Once:
+    """A barrier that cannot be left without being interrupted, once it is told."""
+
+    is_on = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *rest: object) -> None:
+        if self.is_on:
+            self.is_on = False
+            raise KeyboardInterrupt
+
+
+def test_a_save_that_is_interrupted_while_a_worker_writes_harms_no_later_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not there, and the next ones hold what they should."""
+    monkeypatch.setattr("holdfast.snapshots.saving.WORKER_BYTES", 1)
+    monkeypatch.setattr(capture, "_FIRST_BYTES", CHUNK)
+    tree, barrier = Held({"a": np.zeros(128 * CHUNK, "u1")}), Once()
+    with StateStore(tmp_path, barrier=barrier) as store:
+        store.register("tree", tree)
+        store.save_state()
+        tree.tree["a"][:] = 1
+        barrier.is_on = True
+        with pytest.raises(KeyboardInterrupt):
+            store.save_state()
+        assert len(names(tmp_path)) == 1
+        for content in (2, 3):
+            tree.tree["a"][:] = content
+            path = store.save_state()
+            assert verify(path) == []
+            store.load_state(path)
+            assert np.unique(tree.tree["a"]).tolist() == [content]
+
+
+def test_nobodys_memory_is_held_on_to_while_it_is_written(tmp_path: Path) -> None:
+    """So an array may grow as soon as it is copied; and after a save that failed."""
+    disk, grown = Failing(), array("d", [1.0]) * 20_000
+    tree = Held({"a": grown})
+    with StateStore(tmp_path, disk=disk) as store:
+        store.register("tree", tree)
+        store.save_state()
+        disk.may_go_on.clear()
+        save = store.save_state_async()
+        try:
+            grown.append(2.0)
+            assert not save.done()
+        finally:
+            disk.may_go_on.set()
+        store.load_state(save.result())
+        assert len(tree.tree["a"]) == 20_000
+        tree.tree = {"a": grown}
+        store.register("wild", Wild(lambda path: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            store.save_state()
+        grown.append(3.0)
+
+
+def test_an_interrupt_while_the_background_begins_leaves_nothing_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is written all the same, and the next save comes after it."""
+    store = store_of(tmp_path, a=Held(1))
+
+    def start(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            store.save_state_async()
+    store.save_state()
+    assert [verify(tmp_path / name) for name in names(tmp_path)] == [[], []]
+
+
+def is_in(thread: threading.Thread, function: str) -> bool:
+    """Say whether a thread is in a function."""
+    frame = sys._current_frames().get(thread.ident or 0)  # pyright: ignore[reportPrivateUsage]
+    return frame is not None and frame.f_code.co_name == function
+
+
+def test_whoever_waits_while_the_store_is_closed_saves_no_more(tmp_path: Path) -> None:
+    """It was closed before the turn came."""
+    disk, seen, errors = Failing(), list[bool](), list[str]()
+
+    class Looking(Held):
+        def get_state(self) -> Any:
+            seen.append(store._is_closed)  # pyright: ignore[reportPrivateUsage]
+            return 1
+
+    store = StateStore(tmp_path, disk=disk)
+    store.register("a", Looking())
+
+    def save() -> None:
+        try:
+            store.save_state()
+        except ConflictError as exc:
+            errors.append(exc.message)
+
+    disk.may_go_on.clear()
+    threads = [threading.Thread(target=target, daemon=True) for target in (save, store.close, save)]
+    for thread, function in zip(threads, ("wait", "_in_turn", "_in_turn"), strict=True):
+        thread.start()
+        while not is_in(thread, function):
+            pass
+    disk.may_go_on.set()
+    for thread in threads:
+        thread.join()
+    assert True not in seen
+    assert [verify(tmp_path / name) for name in names(tmp_path)] == [[]] * len(seen)
+    assert len(seen) + len(errors) == 2
+
+
+def test_an_interrupt_at_any_call_leaves_a_store_that_others_can_use(tmp_path: Path) -> None:
+    """Whichever thread comes next: what was saved by then is whole, and the next save succeeds."""
+    store, paths = store_of(tmp_path, a=Held({"a": np.zeros(CHUNK, "u1")})), list[Path]()
+
+    def is_interrupted(at: int) -> bool:
+        count = 0
+
+        def look(frame: FrameType, event: str, argument: object) -> None:
+            nonlocal count
+            if event in {"call", "c_return"} and frame.f_code.co_filename == StateStore.save_state.__code__.co_filename:
+                count += 1
+                if count == at:
+                    sys.setprofile(None)
+                    raise KeyboardInterrupt
+
+        sys.setprofile(look)
+        try:
+            store.save_state_async().result()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+    at = 0
+    while is_interrupted(at := at + 1):
+        other = threading.Thread(target=lambda: paths.append(store.save_state()), daemon=True)
+        other.start()
+        other.join(20)
+        assert not other.is_alive(), at
+    assert len(paths) == at - 1 > 30
+    assert all(verify(path) == [] for path in tmp_path.glob("*.state"))
+    store.close()
 
 
 def test_the_barrier_is_held_until_all_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import sys
 from contextlib import closing
 from dataclasses import replace
@@ -76,6 +77,7 @@ def command(
         url = f"{'http' if certificate is None else 'https'}://{f'[{found}]' if ':' in found else found}:{used}"
         if certificate is None and not ipaddress.ip_address(found.partition("%")[0]).is_loopback:
             say("Warning: others on the network can read keys and data on their way here; --tls-cert prevents that.")
-        call.answer({"url": url, "host": found, "port": used}, f"Serving {str(call.settings().home)!r} at {url}")
+        document = {"url": url, "host": found, "port": used, "pid": os.getpid()}
+        call.answer(document, f"Serving {str(call.settings().home)!r} at {url}")
         sys.stdout.flush()
         asyncio.run(server.serve([listening]))

@@ -105,5 +105,7 @@ def read_auth(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
     data = cast("dict[str, Any]", auth["data"]) if isinstance(auth.get("data"), dict) else {}
     values = auth.get("databaseKey"), data.get("token")
     if [*map(type, values)].count(str) != 1:
-        raise InvalidError(f"{given[0]} must hold a JSON object with a 'databaseKey', or with 'data' that has a 'token'")
+        raise InvalidError(
+            f"{given[0]} must hold a JSON object with a 'databaseKey', or with 'data' that has a 'token'"
+        )
     return values

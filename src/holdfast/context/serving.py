@@ -40,7 +40,8 @@ class LocalPods(Opener):
 
     Args:
         settings: Where they lie.
-        is_attended: Open a Pod for tokens only after its owner has called: no key is kept on this machine.
+        is_attended: Open a Pod for tokens only after its owner has called: no key is kept on this machine, and one
+            that was kept before goes when its owner calls.
         can_create: Whether owners may come who have no Pod yet.
         clock: What leases and tokens are measured on.
         disk: Where the home lies.
@@ -90,15 +91,24 @@ class LocalPods(Opener):
 
     def create(self, owner: str, database_key: str) -> None:  # noqa: D102 -- as `Opener`
         identity = Identity(owner, database_key)
-        if not self._can_create and not self._settings.pod_path(identity.owner_key).with_suffix(".json").exists():
-            raise DeniedError("this server makes no Pods for new owners")
-        self._unlock(identity)
+        try:
+            if not self._can_create and not self._settings.pod_path(identity.owner_key).with_suffix(".json").exists():
+                raise _denied(identity.owner_key)
+            self._unlock(identity)
+        except DeniedError as exc:
+            if self._can_create:
+                raise
+            # The same for an owner that is here: who asks learns of no owner.
+            raise DeniedError(f"{exc.message}, and this server makes no Pods for new owners") from exc
 
     def _unlock(self, identity: Identity) -> tuple[Path, bytes]:
         try:
-            return unlock(self._settings, identity, keeps_key=not self._is_attended, disk=self._disk)
+            opened = unlock(self._settings, identity, keeps_key=not self._is_attended, disk=self._disk)
         except DeniedError as exc:
             raise _denied(identity.owner_key) from exc
+        if self._is_attended:
+            Keyring(self._settings.keyring_path, self._pod_key, disk=self._disk).delete(identity.owner_key)
+        return opened
 
     def _find_key(self, owner: str) -> bytes:
         kept = self._kept.get(owner)
@@ -126,6 +136,8 @@ class _ServedPod:
     ) -> None:
         self.owner = owner
         self._path, self._key, self._presented, self._disk = settings.pod_path(owner), key, presented, disk
+        self.files = files_of(settings, owner, key, disk=disk)
+        self.files.sweep()
         turns = _Turns()
         self.store = _grouped(_Writing(self._path, key, turns, clock=clock, disk=disk))
         try:
@@ -133,7 +145,6 @@ class _ServedPod:
         except BaseException:
             self.store.close()
             raise
-        self.files = files_of(settings, owner, key, disk=disk)
 
     def is_opened_by(self, database_key: str) -> bool:
         if self._presented is None:

@@ -26,7 +26,7 @@ _held: Final[set[int]] = set()
 
 # Held while a descriptor is opened and noted, and across a fork, so that no fork falls between the two. Reentrant,
 # because a signal handler may fork while its own thread is in there.
-_forking: Final = threading.RLock()
+forking: Final = threading.RLock()
 
 
 def _release_in_child() -> None:
@@ -35,11 +35,11 @@ def _release_in_child() -> None:
             os.close(fd)
     _held.clear()
     _helpers.cache_clear()  # a fork takes no threads along
-    _forking.release()
+    forking.release()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_release_in_child)
+    os.register_at_fork(before=forking.acquire, after_in_parent=forking.release, after_in_child=_release_in_child)
 
 
 _Calls = SimpleQueue[tuple[Callable[[], object], "SimpleQueue[Exception | None]"]]
@@ -75,7 +75,7 @@ def at_once(calls: Sequence[Callable[[], object]]) -> None:
     """Make some calls at the same time; when all have ended raise what one of them raised, if any did."""
     errors: SimpleQueue[Exception | None] = SimpleQueue()
     own = calls
-    with _forking, suppress(RuntimeError):  # there are no more threads: then one after the other
+    with forking, suppress(RuntimeError):  # there are no more threads: then one after the other
         others = _helpers()
         for call in calls[1:]:
             others.put((call, errors))
@@ -89,25 +89,27 @@ def at_once(calls: Sequence[Callable[[], object]]) -> None:
 
 def hold(open_file: Callable[[], int]) -> int:
     """Return the descriptor that ``open_file`` returns, and that `drop` closes: it is going to carry a lock."""
-    with _forking:
+    with forking:
         fd = open_file()
         _held.add(fd)
     return fd
 
 
 def drop(fd: int) -> None:
-    """Close a descriptor from `hold`, and free its lock."""
-    with _forking:
+    """Close a descriptor from `hold`, and free its lock; nothing happens the second time."""
+    with forking:
+        if fd not in _held:
+            return
+        unlock(fd)
         _held.discard(fd)
-        # Closing frees the lock only if nobody else has the open file; a child of a fork made by C code may.
-        with suppress(OSError):
-            _unlock(fd)
         with suppress(OSError):  # someone else in this process has closed it
             os.close(fd)
 
 
-def _unlock(fd: int) -> None:
-    if sys.platform == "win32":
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-    else:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+def unlock(fd: int) -> None:
+    """Free the lock of a descriptor: closing does that only if nobody else has the open file, as a forked child may."""
+    with suppress(OSError):
+        if sys.platform == "win32":
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_UN)

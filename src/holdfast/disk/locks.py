@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from holdfast.disk.calls import FOLDER, PLAIN, Calls
 from holdfast.disk.faults import BusyError, StrPath, check_plain, translated
-from holdfast.disk.forks import drop, hold
+from holdfast.disk.forks import drop, forking, hold, unlock
 from holdfast.errors import ConflictError
 
 _FIRST_PAUSE_S: Final = 0.001
@@ -37,12 +37,14 @@ class Lock:
     description locks would do, but macOS has none that are documented.
     """
 
+    _fd: int | None = None
+
     def __init__(self, path: Path, fd: int, *, shared: bool, share: Callable[[], bool]) -> None:
         self.path = path
         self.is_shared = shared
-        self._fd: int | None = fd
-        self._pid = os.getpid()
         self._share = share
+        self._pid = os.getpid()
+        self._fd = fd
 
     @property
     def is_held(self) -> bool:
@@ -79,9 +81,12 @@ class Lock:
 
     def release(self) -> None:
         """Let others have it. Nothing happens the second time, or in a forked child."""
-        fd, self._fd = self._fd, None
-        if fd is not None and self._pid == os.getpid():
-            drop(fd)
+        with forking:
+            fd = self._fd
+            if fd is not None and self.is_held:
+                unlock(fd)  # first: whatever interrupts the rest leaves no lock behind, and closes nothing twice
+                self._fd = None
+                drop(fd)
 
     def __enter__(self) -> Self:
         return self

@@ -10,8 +10,10 @@ known before it is read, it is of a bounded size, and so is what is made of it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -21,7 +23,7 @@ from starlette.responses import Response
 
 from holdfast.auth import Token, rights_of, seal
 from holdfast.engine import check_state, continue_run
-from holdfast.errors import InvalidError
+from holdfast.errors import ConflictError, InvalidError
 from holdfast.pod import Pod
 from holdfast.runs import Lease
 from holdfast.server.description import CLAIM, EVENTS, HEALTH, MAKE, STORE
@@ -31,6 +33,7 @@ from holdfast.server.signing_in import Entrance, Session, bearer
 from holdfast.server.streaming import Held
 from holdfast.store import Batch, ClaimLease
 from holdfast.store.wire import MAX_ASKED_BYTES, METHODS, Method
+from holdfast.values import MAX_INTEGER
 
 _LEASE_MS: Final = 60_000
 _TOKEN_MS: Final = 30 * 24 * 3_600_000
@@ -83,9 +86,10 @@ def api_router(entrance: Entrance, intake: Intake, events: Events) -> APIRouter:
             async with intake.body(request, max_bytes=_MAX_CLAIM_BYTES) as text:
                 run, holder = _run_of(text)
             opener = entrance.pods.opener
-            lease, token = await session.write(_claim, session, run, holder, opener.now_ms())
+            sealing = partial(seal, pod_key=opener.pod_key)
+            lease, token = await session.write(_claim, session, run, holder, opener.now_ms(), sealing)
             events.wake(session.owner)
-            document = {"lease": lease, "token": seal(token, opener.pod_key)}
+            document = {"lease": lease, "token": token}
             return Response(to_json(document), HTTPStatus.CREATED, media_type=_JSON)
 
     @router.get("/api/{owner}/events", operation_id="follow", **EVENTS)
@@ -103,7 +107,7 @@ def api_router(entrance: Entrance, intake: Intake, events: Events) -> APIRouter:
                         yield event
 
             return Held(parts(), stack.pop_all(), media_type="text/event-stream", headers=_UNSTORED)
-        raise AssertionError  # as above
+        raise AssertionError  # an exit stack swallows nothing here
 
     @router.get("/healthz", operation_id="health", **HEALTH)
     async def health() -> Response:
@@ -125,20 +129,24 @@ def _run_of(text: bytes) -> tuple[str, str]:
     return run, holder
 
 
-def _claim(session: Session, run: str, holder: str, now_ms: int) -> tuple[Lease, Token]:
+def _claim(session: Session, run: str, holder: str, now_ms: int, sealing: Callable[[Token], str]) -> tuple[Lease, str]:
     store = session.pod.store
     check_state(store, run)
     _, state = continue_run(Pod(store), run)
     rights = rights_of(store.find_items([run])[run].properties)
-    lease = store.apply(Batch((ClaimLease(str(state.id), run, holder, _LEASE_MS),)))[0]
-    assert isinstance(lease, Lease)  # noqa: S101 -- what a claim answers
     token = Token(
         owner=session.owner,
-        state=lease.state,
+        state=str(state.id),
         run=run,
-        epoch=lease.epoch,
-        holder=holder,
+        epoch=MAX_INTEGER,
+        holder=holder[:64],  # longer ones are refused below
         rights=rights,
         expires_ms=now_ms + _TOKEN_MS,
     )
-    return lease, token
+    sealing(token)  # before the claim: one without a token would keep others out for nothing
+    lease = store.apply(Batch((ClaimLease(token.state, run, holder, _LEASE_MS),)))[0]
+    assert isinstance(lease, Lease)  # noqa: S101 -- what a claim answers
+    if lease.run != run:
+        message = f"plugin state {lease.state!r} is held by run {lease.run!r} with the same holder: claim with another"
+        raise ConflictError(message, state=lease.state, run=lease.run)
+    return lease, sealing(replace(token, epoch=lease.epoch))

@@ -188,7 +188,12 @@ UPLOAD: Final = _route(
 FILE: Final[Mapping[str, dict[str, Any]]] = {
     "get": _route("Read the bytes of a file.", 200, {"description": "All of them.", **_BYTES}, _OF_STORES),
     "head": _route("Say whether the bytes of a file are there.", 200, {"description": "They are."}, _OF_STORES),
-    "delete": _route("Let the bytes of a file be gone.", 204, {"description": "They are not there."}, _OF_STORES),
+    "delete": _route(
+        "Let the bytes of a file be gone, if no File item describes them any more.",
+        204,
+        {"description": "They are not there, or they are still described, and stay."},
+        _OF_STORES,
+    ),
 }
 
 EVENTS: Final = _route(

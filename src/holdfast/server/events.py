@@ -1,7 +1,9 @@
 """What changes in a Pod, told to whoever follows: runs and questions, as server-sent events (WHATWG HTML, 9.2).
 
 Hides the one task for each owner with followers that looks what is new. A follower holds no thread; one that does not
-read is left behind, and may come again with the last id that it saw. An event may be told twice, and none is left out.
+read is left behind, and may come again with the last id that it saw. An event may be told twice. None is left out of
+runs, and none of questions as long as their run has not ended, or the question is asked or answered while somebody
+follows.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Final
 
 from pydantic_core import to_json
 
-from holdfast.errors import HoldfastError, InvalidError
+from holdfast.engine import FINISHED
+from holdfast.errors import HoldfastError, InvalidError, UnavailableError
 from holdfast.runs import Status
 from holdfast.server.limits import Places
 from holdfast.server.signing_in import Session, Threads
@@ -39,6 +43,7 @@ class _Watch:
     followers: set[asyncio.Queue[bytes | None]] = field(default_factory=set[asyncio.Queue[bytes | None]])
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     has_begun: asyncio.Event = field(default_factory=asyncio.Event)
+    has_ended: bool = False
     count: int = 0
     """Of those who follow, or are about to."""
     task: asyncio.Task[None] | None = None
@@ -81,16 +86,21 @@ class Events:
         Raises:
             Refused: There are too many followers.
             InvalidError: ``last_id`` is none.
+            UnavailableError: What is new cannot be looked for.
         """
         since = None if last_id is None else _since(last_id)
         self._places.take()
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_WAITING)
-        watch = self._watches.setdefault(session.owner, _Watch())
+        watch = self._watches.get(session.owner)
+        if watch is None or watch.has_ended:
+            watch = self._watches[session.owner] = _Watch()
         watch.count += 1
         try:
             if watch.task is None:
                 watch.task = asyncio.create_task(self._look(watch, Changes(session.pod.store)))
             await watch.has_begun.wait()
+            if watch.has_ended:
+                raise UnavailableError(f"events of the Pod of owner {session.owner!r} cannot be read now: try again")
             watch.followers.add(queue)
             yield _BEAT
             if since is not None:
@@ -110,7 +120,8 @@ class Events:
             watch.count -= 1
             if not watch.count and watch.task is not None:
                 watch.task.cancel()
-                self._watches.pop(session.owner, None)
+                if self._watches.get(session.owner) is watch:
+                    del self._watches[session.owner]
 
     async def _look(self, watch: _Watch, changes: Changes) -> None:
         """Tell the followers of one owner what is new; should this end, they end too, and may come again."""
@@ -131,6 +142,7 @@ class Events:
                     await asyncio.wait_for(watch.changed.wait(), LOOK_S)
                 watch.changed.clear()
         finally:
+            watch.has_ended = True
             watch.has_begun.set()
             for queue in watch.followers:
                 _offer(queue, None)
@@ -158,42 +170,58 @@ class Changes:
         self._at_ms = since_ms
         self._seen: dict[str, int] = {}
         """The runs that were written at that time, with their versions: there may be more of the same millisecond."""
-        self._asking: dict[str, dict[str, Question]] = {}
-        """The plugin states with questions that are not answered, and all their questions."""
+        self._running: dict[str, set[str]] = {}
+        """The plugin states of the runs that have not ended: a question is no write to its run."""
+        self._asked: dict[str, dict[str, Question]] = {}
+        """By plugin state, all questions of those, and of others where one is not answered."""
+        self._has_begun = False
 
     def begin(self) -> list[bytes]:
         """Tell from now on; of what was before, return nothing."""
         newest = self._store.search(replace(_RUNS, is_descending=True, limit=1))
         self._at_ms = newest[0].position[0] if newest else 0
-        asking = Condition("status", Comparison.EQUAL, str(Status.USER_ACTION_NEEDED))
-        self._look_at(_states(self._store.search(replace(_RUNS, conditions=(asking,)))))
         self.new()
         return []
 
     def new(self) -> list[bytes]:
         """Return what is new, as events."""
+        if not self._has_begun:
+            for status in _RUNNING:
+                condition = Condition("status", Comparison.EQUAL, status)
+                self._note(self._store.search(replace(_RUNS, conditions=(condition,))))
+            self._has_begun = True
         found = self._store.search(replace(_RUNS, after=(self._at_ms - 1, MAX_INTEGER)))
         runs = [each for each in found if self._seen.get(each.item.id) != each.item.version]
         if found:
             self._at_ms = found[-1].position[0]
             self._seen = {each.item.id: each.item.version for each in found if each.position[0] == self._at_ms}
         events = [_event("run", self._at_ms, _run(each)) for each in runs]
-        questions = self._look_at({*_states(runs), *self._asking})
+        self._note(runs)
+        questions = self._look_at({*_states(runs), *self._asked, *chain.from_iterable(self._running.values())})
         return events + [_event("question", self._at_ms, _question(each)) for each in questions]
 
     def _look_at(self, states: Iterable[str]) -> list[Question]:
         """Return the questions that are new, or were answered, since they were last looked at."""
         changed: list[Question] = []
+        running = {*chain.from_iterable(self._running.values())}
         for state in states:
-            known = self._asking.pop(state, {})
+            known = self._asked.pop(state, {})
             questions = {each.id: each for each in self._store.list_questions(state)}
             changed += [each for id_, each in questions.items() if known.get(id_) != each]
-            if any(each.answer is None for each in questions.values()):
-                self._asking[state] = questions
+            if any(each.answer is None for each in questions.values()) or state in running:
+                self._asked[state] = questions
         return changed
+
+    def _note(self, runs: Iterable[Found]) -> None:
+        for each in runs:
+            if each.item.properties.get("status") in _RUNNING and not each.item.is_deleted:
+                self._running[each.item.id] = _states([each])
+            else:
+                self._running.pop(each.item.id, None)
 
 
 _RUNS: Final = Query(type="PluginRun", is_deleted=None, outgoing=True)
+_RUNNING: Final = (None, *(str(status) for status in Status if status not in FINISHED))
 
 
 def _states(runs: Iterable[Found]) -> set[str]:

@@ -1,6 +1,7 @@
-"""The bytes of files over HTTP: taken as they come, given as they are taken.
+"""The bytes of files over HTTP, for both APIs: taken as they come, given as they are taken.
 
-No thread waits for a client: one works only while there is something to write or to read.
+Hides who may do what with them. No thread waits for a client: one works only while there is something to write or to
+read.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from fastapi import APIRouter, Path, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from holdfast.errors import DeniedError, NotFoundError
+from holdfast.errors import NotFoundError
 from holdfast.server.api import Owner
 from holdfast.server.description import FILE, UPLOAD
-from holdfast.server.limits import Intake, Places
+from holdfast.server.limits import Intake
 from holdfast.server.pods import Upload
 from holdfast.server.signing_in import Entrance, Session, bearer
 from holdfast.server.streaming import Held
 from holdfast.store import Comparison, Condition, Query, Store
 
 _PART_BYTES: Final = 2**20
+MEDIA: Final = "application/octet-stream"
 
 Sha256 = Path(pattern="^[0-9a-f]{64}$", description="The SHA-256 of the bytes, 64 hexadecimal digits.")
 
@@ -33,56 +35,39 @@ Sha256 = Path(pattern="^[0-9a-f]{64}$", description="The SHA-256 of the bytes, 6
 def files_router(entrance: Entrance, intake: Intake) -> APIRouter:
     """Return the routes, see `holdfast.server.api.api_router`."""
     router = APIRouter()
-    uploads = Places(intake.limits.uploads, "files are taken")
 
     @asynccontextmanager
-    async def _file_session(
-        request: Request, owner: str, sha256: str, *, writes: bool = False
-    ) -> AsyncGenerator[Session]:
-        """Yield the session of a caller who may do that; a token is asked for a File item that it may read."""
+    async def reading(request: Request, owner: str, sha256: str) -> AsyncGenerator[Session]:
         async with entrance.session(request, owner.lower(), bearer(request)) as session:
-            token = session.token
-            if token is not None:
-                if writes and "File" not in token.rights.writes:
-                    raise DeniedError(
-                        f"run {token.run!r} may not write files: its owner has not put 'File' into its 'writes'"
-                    )
-                if not await session.read(is_described, session.store, sha256):
-                    raise NotFoundError(f"there is no file {sha256!r}", sha256=sha256)
+            await check_reader(session, sha256)
             yield session
 
     @router.get("/api/{owner}/files/{sha256}", operation_id="get_file", **FILE["get"])
     async def get_file(request: Request, owner: str = Owner, sha256: str = Sha256) -> Response:
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(_file_session(request, owner, sha256))
+            session = await stack.enter_async_context(reading(request, owner, sha256))
             size, parts = await session.file(session.pod.files.open, sha256)
             headers = {"Content-Length": str(size)}
-            media = "application/octet-stream"
-            return Held(given(session, parts), stack.pop_all(), media_type=media, headers=headers)
+            return Held(given(session, parts), stack.pop_all(), media_type=MEDIA, headers=headers)
         raise AssertionError  # an exit stack swallows nothing here
 
     @router.head("/api/{owner}/files/{sha256}", operation_id="find_file", **FILE["head"])
     async def find_file(request: Request, owner: str = Owner, sha256: str = Sha256) -> Response:
-        async with _file_session(request, owner, sha256) as session:
-            is_there = await session.file(session.pod.files.exists, sha256)
-            return Response(status_code=HTTPStatus.OK if is_there else HTTPStatus.NOT_FOUND)
+        async with reading(request, owner, sha256) as session:
+            if not await session.file(session.pod.files.exists, sha256):
+                raise NotFoundError(f"the bytes of file {sha256!r} are not there", sha256=sha256)
+            return Response(media_type=MEDIA)  # so that no other page that is found is taken for it
 
     @router.put("/api/{owner}/files/{sha256}", operation_id="put_file", **UPLOAD)
     async def put_file(request: Request, owner: str = Owner, sha256: str = Sha256) -> Response:
-        async with _file_session(request, owner, sha256, writes=True) as session:
-            if not await session.read(is_described, session.pod.store, sha256):
-                message = f"no File item describes the bytes {sha256!r}: create it before them"
-                raise NotFoundError(message, sha256=sha256)
-            uploads.take()
-            try:
-                size = await take(session, intake.parts(request, max_bytes=intake.limits.file_bytes), sha256)
-            finally:
-                uploads.give()
+        async with entrance.session(request, owner.lower(), bearer(request)) as session:
+            size = await keep(session, intake, request, sha256)
             return Response(to_json({"size": size}), HTTPStatus.CREATED, media_type="application/json")
 
     @router.delete("/api/{owner}/files/{sha256}", operation_id="delete_file", **FILE["delete"])
     async def delete_file(request: Request, owner: str = Owner, sha256: str = Sha256) -> Response:
-        async with _file_session(request, owner, sha256, writes=True) as session:
+        async with entrance.session(request, owner.lower(), bearer(request)) as session:
+            session.require_write("File")  # whether it is described the deletion looks itself
             is_needed = partial(is_described, session.pod.store, sha256)
             await session.file(partial(session.pod.files.delete, sha256, is_needed=is_needed))
             return Response(status_code=HTTPStatus.NO_CONTENT)
@@ -96,17 +81,53 @@ def is_described(store: Store, sha256: str) -> bool:
     return bool(store.search(Query(type="File", conditions=(condition,), limit=1)))
 
 
-async def take(session: Session, parts: AsyncIterator[bytes], sha256: str) -> int:
-    """Keep what comes, and return its size in bytes; a thread works only while there is something to write."""
-    async with _writing(session, sha256) as upload:
-        waiting = bytearray()
-        async for part in parts:
-            waiting += part
-            if len(waiting) >= _PART_BYTES:
-                await session.file(upload.write, bytes(waiting))
-                waiting.clear()
-        await session.file(upload.write, bytes(waiting))
-        return await session.file(upload.commit)
+async def check_reader(session: Session, sha256: str) -> None:
+    """Accept the owner, and a run that finds a File item that describes these bytes.
+
+    Raises:
+        NotFoundError: There is none.
+        DeniedError: It may read no File items; or holds its plugin state no more.
+    """
+    if session.token is not None and not await session.read(is_described, session.store, sha256):
+        raise NotFoundError(f"there is no file {sha256!r}", sha256=sha256)
+
+
+async def keep(session: Session, intake: Intake, request: Request, sha256: str) -> int:
+    """Keep the bytes that a request brings, and return how many they are.
+
+    What gives the right to it is looked at before they come and when they have come: meanwhile a run may have lost it.
+
+    Raises:
+        Refused: There is no room for it now, or they are too many, or too slow.
+        ConflictError, InvalidError: As `Bytes.writing` and `Upload` say.
+        NotFoundError: No File item describes them; or a run, which may write such, finds none.
+        DeniedError: A run may not write such, or holds its plugin state no more.
+    """
+
+    async def check() -> None:
+        session.require_write("File")
+        if not await session.read(is_described, session.store, sha256):
+            raise NotFoundError(f"no File item describes the bytes {sha256!r}: create it before them", sha256=sha256)
+
+    await check()
+    intake.uploads.take()
+    try:
+        async with _writing(session, sha256) as upload:
+            await _take(session, upload, intake.parts(request, max_bytes=intake.limits.file_bytes))
+            await check()
+            return await session.file(upload.commit)
+    finally:
+        intake.uploads.give()
+
+
+async def _take(session: Session, upload: Upload, parts: AsyncIterator[bytes]) -> None:
+    waiting = bytearray()
+    async for part in parts:
+        waiting += part
+        if len(waiting) >= _PART_BYTES:
+            await session.file(upload.write, bytes(waiting))
+            waiting.clear()
+    await session.file(upload.write, bytes(waiting))
 
 
 @asynccontextmanager

@@ -2,12 +2,14 @@
 
 Hides rates, the memory that bodies take together, and clients that are slow. Each refusal says what the limit is.
 
-A body is read by whoever knows whose request it is: nothing is read for a stranger but what tells who it is.
+Who calls is known before a body is read, but under ``/v4`` and ``/v5``, where the body itself says so. There it is
+looked for in the first bytes; whoever is not known by them has to do with a share of the memory, and with less time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -22,7 +24,7 @@ from holdfast.errors import InvalidError, UnavailableError
 from holdfast.server.problems import RETRY_S, Refused
 
 _FREE_BYTES: Final = 64 * 2**10
-"""Of a body, which count for nothing: so much each connection may have in memory anyway."""
+"""A body up to this length counts for nothing: so much each connection may have in memory anyway."""
 _MAX_KEYS: Final = 10_000
 """How many owners or addresses a rate is remembered for; the ones that were silent for longest are forgotten."""
 _BRACKETS: Final = 4_000_000
@@ -37,27 +39,36 @@ class Limits:
         body_bytes: Of one body that is JSON: a batch of 64 MiB and its form.
         file_bytes: Of one file.
         memory_bytes: Of all bodies that are in memory at once.
+        strangers_bytes: Besides, of those of which nobody knows yet whose they are.
         requests: How many are answered at once.
         uploads: How many files are taken at once.
         followers: How many follow events at once.
         requests_per_s: Of one owner; twice as many may come at once.
         denials_per_min: Of one address: sign-ins that failed, before more are refused unseen.
+        connections: How many are open at once, as far as the system lets the process have them; for another one, the
+            one is closed that has asked nothing for longest.
         header_s: Seconds for the head of a request to come.
         idle_s: Seconds for the next part of a body to come, or for a client to take one of an answer.
         bytes_per_s: What a body must come with on average, after the first ``idle_s``.
+        body_s: Seconds for the whole of a body that is JSON.
+        strangers_s: The same, if nobody knows yet whose it is.
     """
 
     body_bytes: int = 96 * 2**20
     file_bytes: int = 16 * 2**30
     memory_bytes: int = 512 * 2**20
+    strangers_bytes: int = 128 * 2**20
     requests: int = 1_000
     uploads: int = 64
     followers: int = 256
     requests_per_s: float = 2_000
     denials_per_min: float = 20
+    connections: int = 2_000
     header_s: float = 10
     idle_s: float = 30
     bytes_per_s: float = 1_024
+    body_s: float = 900
+    strangers_s: float = 120
 
 
 class Rate:
@@ -131,12 +142,26 @@ class Intake:
 
     def __init__(self, limits: Limits, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
+        self.uploads = Places(limits.uploads, "files are taken")
         self._memory = Places(limits.memory_bytes, "bytes of requests are read")
+        self._strangers = Places(limits.strangers_bytes, "bytes of requests are read for who is not known")
         self._monotonic = monotonic
 
     @asynccontextmanager
-    async def body(self, request: Request, *, max_bytes: int | None = None) -> AsyncGenerator[bytes]:
+    async def body(
+        self,
+        request: Request,
+        *,
+        max_bytes: int | None = None,
+        is_known: Callable[[bytes], bool] = lambda _begin: True,
+    ) -> AsyncGenerator[bytes]:
         """Yield the whole body, which is JSON; what it takes of the memory is given back with the block.
+
+        Args:
+            request: Whose.
+            max_bytes: How long it may be.
+            is_known: Says by the first bytes, some 64 KiB, whether somebody sends it who may; asked once, if there are
+                more.
 
         Raises:
             Refused: It is too large, too slow, compressed, or there is no room for it now.
@@ -144,18 +169,25 @@ class Intake:
         """
         taken = 0
         parts = bytearray()
+        memory: Places | None = None
+        began, max_s = self._monotonic(), self.limits.body_s
         try:
-            async for part in self.parts(request, max_bytes=max_bytes or self.limits.body_bytes):
+            async for part in self.parts(request, max_bytes=max_bytes or self.limits.body_bytes, max_s=max_s):
                 parts += part
-                if len(parts) > _FREE_BYTES and taken < len(parts):
-                    self._memory.take(len(part))
-                    taken += len(part)
+                if len(parts) > _FREE_BYTES:
+                    if memory is None:
+                        memory = self._memory if is_known(bytes(parts[:_FREE_BYTES])) else self._strangers
+                    memory.take(len(parts) - taken)
+                    taken = len(parts)
+                if memory is self._strangers and self._monotonic() > began + self.limits.strangers_s:
+                    raise self._too_slow(self.limits.strangers_s)
             check_brackets(parts)
             yield bytes(parts)
         finally:
-            self._memory.give(taken)
+            if memory is not None:
+                memory.give(taken)
 
-    async def parts(self, request: Request, *, max_bytes: int) -> AsyncIterator[bytes]:
+    async def parts(self, request: Request, *, max_bytes: int, max_s: float = math.inf) -> AsyncIterator[bytes]:
         """Yield the body in the parts in which it comes.
 
         Raises:
@@ -171,17 +203,12 @@ class Intake:
         began, size = self._monotonic(), 0
         while True:
             limits = self.limits
-            left_s = began + limits.idle_s + size / limits.bytes_per_s - self._monotonic()
+            left_s = began + min(limits.idle_s + size / limits.bytes_per_s, max_s) - self._monotonic()
             try:
                 async with asyncio.timeout(max(0.0, min(left_s, limits.idle_s))):
                     message = await request.receive()
             except TimeoutError:
-                text = (
-                    f"the body came too slowly: {limits.bytes_per_s:.0f} bytes a second are expected, and a pause of "
-                    f"at most {limits.idle_s:.0f} s"
-                )
-                facts = {"bytes_per_s": limits.bytes_per_s, "idle_s": limits.idle_s}
-                raise Refused(HTTPStatus.REQUEST_TIMEOUT, UnavailableError(text, **facts)) from None
+                raise self._too_slow(max_s) from None
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             part = message.get("body", b"")
@@ -192,6 +219,16 @@ class Intake:
                 yield part
             if not message.get("more_body", False):
                 return
+
+    def _too_slow(self, max_s: float) -> Refused:
+        limits = self.limits
+        facts = {"bytes_per_s": limits.bytes_per_s, "idle_s": limits.idle_s}
+        text = f"the body came too slowly: {limits.bytes_per_s:.0f} bytes a second are expected, and a pause of at most"
+        text += f" {limits.idle_s:.0f} s"
+        if max_s < math.inf:
+            text += f"; and all of it in {max_s:.0f} s"
+            facts["max_s"] = max_s
+        return Refused(HTTPStatus.REQUEST_TIMEOUT, UnavailableError(text, **facts))
 
 
 def _too_large(max_bytes: int) -> Refused:

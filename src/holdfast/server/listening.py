@@ -1,15 +1,19 @@
-"""Where requests come in: sockets, TLS, and heads of requests that come too slowly.
+"""Where requests come in: sockets, TLS, heads of requests that come too slowly, and clients that ask nothing.
 
-Hides uvicorn. It reads a head for as long as the client likes, so the time for that is taken here.
+Hides uvicorn. It reads a head for as long as the client likes, so the time for that is taken here. It also accepts
+whoever comes; here those who ask nothing make room for those who come, so that a crowd of them keeps nobody out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import h11
 import uvicorn
@@ -27,12 +31,19 @@ _LATE: Final = (
 _BACKLOG: Final = 512
 _MAX_HEAD_BYTES: Final = 32 * 2**10
 _GRACE_S: Final = 5
+_FILES: Final = 2_048
+"""What the process may open besides connections: Pods, files, and what was accepted and is not counted yet."""
+
+_log: Final = logging.getLogger(__name__)
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 whose clients have a limited time for the head of a request."""
+    """HTTP/1.1 whose clients have a limited time for the head of a request, and make room while they send none."""
 
-    header_s = Limits().header_s
+    header_s: ClassVar = Limits().header_s
+    max_connections: ClassVar = Limits().connections
+    waiting: ClassVar[dict[_Protocol, None]]
+    """The connections of one server that ask nothing now; who does so for longest is the first."""
     _late: asyncio.TimerHandle | None = None
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -43,6 +54,10 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            idle = next(iter(self.waiting), self)
+            idle._stop_waiting()
+            idle._abort()
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -58,6 +73,11 @@ class _Protocol(H11Protocol):
         if self.scope is not None:  # pyright: ignore[reportUnnecessaryComparison] -- it is, before the first request
             cast("dict[str, Any]", self.scope)[ABORT] = self._abort
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.waiting[self] = None
+
     def _abort(self) -> None:
         opened: socket.socket | None = self.transport.get_extra_info("socket")
         if opened is not None:  # what the system still has for the client goes with it
@@ -70,11 +90,13 @@ class _Protocol(H11Protocol):
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(self.header_s, self._end)
+        self.waiting[self] = None
 
     def _stop_waiting(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
+        self.waiting.pop(self, None)
 
     def _end(self) -> None:
         if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
@@ -95,7 +117,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Application, limits: Limits, *, certificate: tuple[Path, Path] | None = None) -> None:
-        protocol = type("Protocol", (_Protocol,), {"header_s": limits.header_s})
+        protocol = type("Protocol", (_Protocol,), {"header_s": limits.header_s, "waiting": {}})
         tls: dict[str, Any] = {}
         if certificate is not None:
             tls = {"ssl_certfile": str(certificate[0]), "ssl_keyfile": str(certificate[1])}
@@ -119,7 +141,14 @@ class Server(uvicorn.Server):
         except (OSError, ValueError) as exc:
             raise InvalidError(f"the certificate cannot be used: {exc}") from exc
         super().__init__(config)
-        self._holdfast = app
+        self._holdfast, self._protocol, self._limits = app, protocol, limits
+        self._is_said_at = -math.inf
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        self._protocol.max_connections = min(self._limits.connections, _max_connections(self._limits.connections))
+        asyncio.get_running_loop().set_exception_handler(self._say)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was asked, and end; who follows events is told so first."""
@@ -129,6 +158,30 @@ class Server(uvicorn.Server):
     def end(self) -> None:
         """End, from any thread."""
         self.should_exit = True
+
+    def _say(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what went wrong outside of any request."""
+        if not (isinstance(context.get("exception"), OSError) and "socket" in context):
+            loop.default_exception_handler(context)
+        elif loop.time() > self._is_said_at + 1:  # it comes for each connection that the system has no file for
+            self._is_said_at = loop.time()
+            _log.warning("connection.refused", extra={"reason": str(context["exception"])})
+
+
+def _max_connections(wanted: int) -> int:
+    """Let this process open as many files as it wants and may, and return how many of them may be connections."""
+    try:
+        import resource  # not everywhere
+    except ImportError:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted + _FILES
+    if soft != resource.RLIM_INFINITY and soft < most:
+        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return wanted if soft == resource.RLIM_INFINITY else max(soft - _FILES, soft // 4)
 
 
 def bind(host: str, port: int) -> socket.socket:

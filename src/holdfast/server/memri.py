@@ -7,22 +7,25 @@ answer was lost: the batch has that key. What is refused is answered as text, by
 
 from __future__ import annotations
 
+import hmac
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Final, TypeVar, cast
 
 from fastapi import APIRouter, Path, Request
 from pydantic import TypeAdapter
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from starlette.responses import Response
 
-from holdfast.errors import DeniedError, InvalidError, NotFoundError
+from holdfast.errors import ConflictError, InvalidError, NotFoundError
 from holdfast.items import Schema
 from holdfast.runs import status_of
-from holdfast.server.files import given, is_described, take
-from holdfast.server.limits import Intake, Places
+from holdfast.server.api import Owner
+from holdfast.server.files import MEDIA, Sha256, check_reader, given, is_described, keep
+from holdfast.server.limits import Intake
 from holdfast.server.memri_forms import (
     AccountForm,
     Auth,
@@ -37,16 +40,16 @@ from holdfast.server.memri_forms import (
     PluginsForm,
     SchemaForm,
     definitions_of,
+    definitions_used,
     edge_form,
     found_form,
     is_told,
     item_form,
     read,
     read_query,
-    undeclared,
 )
 from holdfast.server.problems import PROBLEM_TYPE
-from holdfast.server.signing_in import Entrance, Session
+from holdfast.server.signing_in import READ_HERE_BYTES, Entrance, Session
 from holdfast.server.streaming import Held
 from holdfast.store import (
     Batch,
@@ -62,8 +65,8 @@ from holdfast.values import item_id, shown
 P = TypeVar("P")
 
 _JSON: Final = "application/json"
-_READ_HERE_BYTES: Final = 64 * 2**10
-"""A body up to this length is read in less time than it takes to find a thread for it."""
+_AUTH_BYTES: Final = 16 * 2**10
+"""Of a body: within the first ones who calls is looked for before the rest is read."""
 
 UNREACHABLE: Final = "unreachable"
 _NO_IMAGE: Final = (None, "", "none")
@@ -74,11 +77,17 @@ _Hook = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class _Caller:
-    """Who asks for what a call does."""
+    """Who asks for what a call does.
+
+    Attributes:
+        seed: What new ids are made of, if there is a ``key``: this caller's alone, so that nobody else can know which
+            ids a key will make.
+    """
 
     owner: str
     store: Store
     key: str | None
+    seed: bytes | None = field(repr=False)
     on_run_created: _Hook
 
 
@@ -90,38 +99,38 @@ def _get_item(caller: _Caller, payload: str) -> list[ItemForm]:
 
 
 def _create_item(caller: _Caller, payload: ItemForm) -> str:
-    draft = Draft(caller.key)
+    draft = Draft(caller.seed)
     id_ = draft.create(payload)
     _commit(caller, draft)
     return id_
 
 
 def _update_item(caller: _Caller, payload: ItemForm) -> dict[str, Any]:
-    draft = Draft(caller.key)
+    draft = Draft()
     draft.update(payload)
     return _commit(caller, draft)
 
 
 def _delete_item(caller: _Caller, payload: str) -> dict[str, Any]:
-    draft = Draft(caller.key)
+    draft = Draft()
     draft.delete(payload)
     return _commit(caller, draft)
 
 
 def _create_edge(caller: _Caller, payload: EdgeForm) -> dict[str, Any]:
-    draft = Draft(caller.key)
+    draft = Draft()
     draft.link(payload)
     return _commit(caller, draft)
 
 
 def _delete_edge(caller: _Caller, payload: EdgeForm) -> dict[str, Any]:
-    draft = Draft(caller.key)
+    draft = Draft()
     draft.unlink(payload)
     return _commit(caller, draft)
 
 
 def _bulk(caller: _Caller, payload: BulkForm) -> dict[str, Any]:
-    draft = Draft(caller.key)
+    draft = Draft(caller.seed)
     created = [draft.create(form) for form in payload.createItems or ()]
     for form in payload.updateItems or ():
         draft.update(form)
@@ -152,8 +161,15 @@ def _get_edges(caller: _Caller, payload: EdgesForm) -> list[dict[str, Any]]:
 
 
 def _declare(caller: _Caller, payload: SchemaForm) -> dict[str, Any]:
-    definitions = definitions_of(payload, caller.store.schema())
-    caller.store.apply(Batch((DeclareTypes(definitions),), key=caller.key))
+    # As it was sent at first: what becomes secret after that must not make another batch of one that is repeated.
+    definitions = definitions_of(payload, Schema())
+    try:
+        caller.store.apply(Batch((DeclareTypes(definitions),), key=caller.key))
+    except ConflictError:
+        adapted = definitions_of(payload, caller.store.schema())
+        if adapted == definitions:
+            raise
+        caller.store.apply(Batch((DeclareTypes(adapted),), key=caller.key))
     return {}
 
 
@@ -162,10 +178,10 @@ def _plugin_status(caller: _Caller, payload: PluginsForm) -> dict[str, Any]:
     runs = [id_ for id_, row in rows.items() if row.type == "PluginRun" and not row.is_deleted]
     edges = caller.store.list_edges(runs, Direction.OUTGOING)
     statuses = dict.fromkeys(payload.plugins, UNREACHABLE)
+    now_ms = caller.store.now_ms()
     for id_ in runs:
         states = [edge.item.id for edge in edges.get(id_, ()) if edge.name == "pluginState"]
         leases = [caller.store.find_lease(state) for state in states]
-        now_ms = caller.store.now_ms()
         if any(lease is not None and lease.run == id_ and lease.is_held(now_ms) for lease in leases):
             statuses[id_] = str(status_of(rows[id_].properties.get("status")))
     return {"plugins": {id_: {"status": status} for id_, status in statuses.items()}}
@@ -181,16 +197,15 @@ def _found(store: Store, fields: ItemForm, schema: Schema) -> list[ItemForm]:
 
 
 def _commit(caller: _Caller, draft: Draft) -> dict[str, Any]:
-    """Write a draft as one batch, what it takes for granted of Memri's types being declared before."""
+    """Write a draft as one batch, with what it takes for granted of Memri's types declared in it."""
     if not draft.operations:
         return {}
     types = {row.id: row.type for row in _rows(caller.store, draft.unknown).values()} if draft.unknown else {}
     draft.check_told(types)
     uses = draft.uses(types)
-    missing = undeclared(uses, caller.store.schema()) if uses else ()
-    if missing:  # by itself: the batch must be the same when it is repeated under its key
-        caller.store.apply(Batch((DeclareTypes(missing),)))
-    caller.store.apply(Batch(tuple(draft.operations), key=caller.key))
+    used = definitions_used(uses, caller.store.schema()) if uses else ()
+    declared = (DeclareTypes(used),) if used else ()
+    caller.store.apply(Batch((*declared, *draft.operations), key=caller.key))
     for operation in draft.operations:
         if not isinstance(operation, CreateItem) or operation.type != "PluginRun":
             continue
@@ -228,13 +243,10 @@ CALLS: Final = (
 
 # -- how they are asked for -------------------------------------------------------------------------------------------
 
-_Owner = Path(pattern="^[0-9A-Fa-f]{64}$", description="The owner's name, 64 hexadecimal digits.")
-_Sha256 = Path(pattern="^[0-9a-f]{64}$", description="The SHA-256 of the bytes, 64 hexadecimal digits.")
 _Key = Path(description="The owner's database key, 64 hexadecimal digits.")
 _Path = Path(description="What stands as `auth` in other calls, as JSON.")
 
-_RAW: Final = "application/octet-stream"
-_BYTES: Final = {_RAW: {"schema": {"type": "string", "format": "binary"}}}
+_BYTES: Final = {MEDIA: {"schema": {"type": "string", "format": "binary"}}}
 
 
 def memri_router(
@@ -293,7 +305,6 @@ class _Routes:
     def __init__(self, entrance: Entrance, intake: Intake, wake: Callable[[str], None], on_run_created: _Hook) -> None:
         self._entrance = entrance
         self._intake = intake
-        self._uploads = Places(intake.limits.uploads, "files are taken")
         self._wake = wake
         self._on_run_created = on_run_created
 
@@ -301,10 +312,11 @@ class _Routes:
         """Return what answers one name of the API."""
         payload: TypeAdapter[Body[Any]] = _adapter(_body_of(call.payload))
 
-        async def answer(request: Request, owner: str = _Owner) -> Response:
+        async def answer(request: Request, owner: str = Owner) -> Response:
             async with self._signed_in(request, owner, payload) as (session, asked):
                 key = request.headers.get("idempotency-key")
-                caller = _Caller(session.owner, session.store, key, self._on_run_created)
+                seed = None if key is None else self._seed(session, key)
+                caller = _Caller(session.owner, session.store, key, seed, self._on_run_created)
                 work = session.write if call.writes else session.read
                 text = await work(lambda: to_json(call.work(caller, asked)))
                 if call.writes:
@@ -313,21 +325,27 @@ class _Routes:
 
         return answer
 
+    def _seed(self, session: Session, key: str) -> bytes:
+        token = session.token
+        caller = [session.owner] if token is None else [token.owner, token.state, token.epoch]
+        text = json.dumps(["holdfast memri ids 1", *caller, key])
+        return hmac.digest(self._entrance.pods.opener.pod_key, text.encode(), "sha256")
+
     async def account(self, request: Request) -> Response:
-        async with self._read(request, _adapter(AccountForm)) as form:
+        async with self._read(request, _adapter(AccountForm), max_bytes=READ_HERE_BYTES) as form:
             await self._entrance.create(request, form.ownerKey.lower(), form.databaseKey)
         return Response(b"{}", media_type=_JSON)
 
-    async def get_file(self, request: Request, owner: str = _Owner) -> Response:
+    async def get_file(self, request: Request, owner: str = Owner) -> Response:
         async with AsyncExitStack() as stack:
             session, asked = await stack.enter_async_context(self._signed_in(request, owner, _adapter(Body[HashForm])))
-            await _check_right(session, asked.sha256, writes=False)
+            await check_reader(session, asked.sha256)
             size, parts = await session.file(session.pod.files.open, asked.sha256)
             headers = {"Content-Length": str(size)}
-            return Held(given(session, parts), stack.pop_all(), media_type=_RAW, headers=headers)
+            return Held(given(session, parts), stack.pop_all(), media_type=MEDIA, headers=headers)
         raise AssertionError  # an exit stack swallows nothing here
 
-    async def delete_file(self, request: Request, owner: str = _Owner) -> Response:
+    async def delete_file(self, request: Request, owner: str = Owner) -> Response:
         async with self._signed_in(request, owner, _adapter(Body[IdForm])) as (session, asked):
             key = request.headers.get("idempotency-key")
             sha256 = await session.write(_delete_file_item, session.store, asked.id, key)
@@ -339,12 +357,12 @@ class _Routes:
             return Response(b"{}", media_type=_JSON)
 
     async def upload_file(
-        self, request: Request, owner: str = _Owner, database_key: str = _Key, sha256: str = _Sha256
+        self, request: Request, owner: str = Owner, database_key: str = _Key, sha256: str = Sha256
     ) -> Response:
         return await self._upload(request, owner, database_key, sha256)
 
     async def upload_file_b(
-        self, request: Request, owner: str = _Owner, auth: str = _Path, sha256: str = _Sha256
+        self, request: Request, owner: str = Owner, auth: str = _Path, sha256: str = Sha256
     ) -> Response:
         presented: str = read(_adapter(Auth), auth, "what says who calls").presented
         return await self._upload(request, owner, presented, sha256)
@@ -354,46 +372,37 @@ class _Routes:
 
     async def _upload(self, request: Request, owner: str, presented: str, sha256: str) -> Response:
         async with self._entrance.session(request, owner.lower(), presented) as session:
-            await _check_right(session, sha256, writes=True)
-            if not await session.read(is_described, session.pod.store, sha256):
-                message = f"no File item describes the bytes {sha256!r}: create it before them"
-                raise NotFoundError(message, sha256=sha256)
-            self._uploads.take()
-            try:
-                await take(session, self._intake.parts(request, max_bytes=self._intake.limits.file_bytes), sha256)
-            finally:
-                self._uploads.give()
+            await keep(session, self._intake, request, sha256)
             return Response(b"{}", media_type=_JSON)
 
     @asynccontextmanager
     async def _signed_in(
         self, request: Request, owner: str, adapter: TypeAdapter[Body[P]]
     ) -> AsyncGenerator[tuple[Session, P]]:
-        async with self._read(request, adapter) as body:
+        async with self._read(request, adapter, is_known=partial(self._knows, owner.lower())) as body:
             presented = body.auth.presented
             async with self._entrance.session(request, owner.lower(), presented) as session:
                 yield session, body.payload
 
     @asynccontextmanager
-    async def _read(self, request: Request, adapter: TypeAdapter[P]) -> AsyncGenerator[P]:
+    async def _read(self, request: Request, adapter: TypeAdapter[P], **how: Any) -> AsyncGenerator[P]:
         """Yield what the body says; its memory counts as taken until the end of the block."""
-        async with self._intake.body(request) as text:
-            if len(text) <= _READ_HERE_BYTES:
+        async with self._intake.body(request, **how) as text:
+            if len(text) <= READ_HERE_BYTES:
                 form = read(adapter, text, "the body")
             else:
                 threads = self._entrance.threads
-                form = await threads.run(threads.reading, read, adapter, text, "the body")
+                form = await threads.run(threads.parsing, read, adapter, text, "the body")
             yield form
 
-
-async def _check_right(session: Session, sha256: str, *, writes: bool) -> None:
-    """Accept the owner; and a run that finds a File item with this hash, and may write such if that is asked."""
-    token = session.token
-    if token is not None and writes and "File" not in token.rights.writes:
-        message = f"run {token.run!r} may not write files: its owner has not put 'File' into its 'writes'"
-        raise DeniedError(message, run=token.run)
-    if token is not None and not await session.read(is_described, session.store, sha256):
-        raise NotFoundError(f"there is no file {sha256!r}", sha256=sha256)
+    def _knows(self, owner: str, begin: bytes) -> bool:
+        """Say whether somebody who may sends a body that begins like this; most clients send `auth` first."""
+        try:
+            found: Any = from_json(begin[:_AUTH_BYTES], allow_partial=True)
+            auth = _adapter(Auth).validate_python(found["auth"])
+        except (ValueError, TypeError, KeyError):
+            return False
+        return self._entrance.knows(owner, auth.presented)
 
 
 def _delete_file_item(store: Store, id_: str, key: str | None) -> str | None:

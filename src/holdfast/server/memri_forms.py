@@ -6,8 +6,8 @@ write without ever declaring it is declared when it is first written. Nothing he
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
@@ -138,7 +138,7 @@ class IdForm(Form):
 class PluginsForm(Form):
     """Which runs."""
 
-    plugins: list[str]
+    plugins: list[str] = Field(max_length=1_000)
 
 
 class NodeForm(Form):
@@ -240,16 +240,16 @@ class Draft:
     """The operations of one payload, in the order in which they happen.
 
     Args:
-        key: Of the batch: a payload that is repeated under it makes the same items.
+        seed: What a payload that may be repeated is known by: under the same one it makes items with the same ids.
     """
 
-    def __init__(self, key: str | None) -> None:
+    def __init__(self, seed: bytes | None = None) -> None:
         self.operations: list[Operation] = []
         self.created: dict[str, str] = {}
         """The types of the items that it creates, by id."""
         self.told: dict[str, str] = {}
         """The types that items to update are said to have, by id."""
-        self._key = key
+        self._seed = seed
         self._uses: list[tuple[str, Iterable[str]]] = []
         """Items by id, each with properties or edges that may have to be declared first."""
 
@@ -319,9 +319,9 @@ class Draft:
         return found
 
     def _new_id(self) -> str:
-        if self._key is None:
+        if self._seed is None:
             return new_id()
-        return sha256(f"{self._key} {len(self.operations)}".encode()).hexdigest()[:32]
+        return hmac.digest(self._seed, str(len(self.operations)).encode(), "sha256").hex()[:32]
 
     def _use(self, id_: str, names: Iterable[str]) -> None:
         if self.created.get(id_) in _NEW_TYPES or not _MORE_NAMES.isdisjoint(names):
@@ -410,18 +410,31 @@ _MORE_NAMES: Final = frozenset(
 )
 
 
-def undeclared(uses: Mapping[str, set[str]], schema: Schema) -> tuple[TypeDefinition, ...]:
-    """Return what has to be declared before it can be written; what a Pod has declared otherwise is not among it."""
+def definitions_used(uses: Mapping[str, set[str]], schema: Schema) -> tuple[TypeDefinition, ...]:
+    """Return what has to be declared before it can be written; what a Pod has declared otherwise is not among it.
+
+    What it has declared in the same way is: a batch that is repeated must not depend on whether its types are there.
+    """
     found: list[TypeDefinition] = []
     for type_, names in uses.items():
-        known = schema.get(type_) or TypeDefinition(type_)
-        missing = names - known.properties.keys() - known.edges.keys()
-        more = MORE[type_]
-        properties = {name: more.properties[name] for name in missing & more.properties.keys()}
-        edges = {name: more.edges[name] for name in missing & more.edges.keys()}
-        if properties or edges or type_ not in schema:
+        known, more = schema.get(type_) or TypeDefinition(type_), MORE[type_]
+        properties = {
+            name: each
+            for name, each in more.properties.items()
+            if name in names and name not in known.edges and _is_as(known.properties.get(name), each)
+        }
+        edges = {
+            name: targets
+            for name, targets in more.edges.items()
+            if name in names and name not in known.properties and {*targets} <= {*known.edges.get(name, targets)}
+        }
+        if properties or edges or type_ in _NEW_TYPES:
             found.append(TypeDefinition(type_, properties, edges))
     return tuple(found)
+
+
+def _is_as(known: PropertyDefinition | None, more: PropertyDefinition) -> bool:
+    return known is None or (known.kind is more.kind and not known.is_secret)
 
 
 # -- searches ---------------------------------------------------------------------------------------------------------
@@ -441,4 +454,4 @@ def read_query(fields: ItemForm, schema: Schema) -> Query:
         return query_from(fields, schema)
     except InvalidError:  # it may be of what nobody has written yet
         every = {type_: {*more.properties, *more.edges} for type_, more in MORE.items()}
-        return query_from(fields, schema.joined(undeclared(every, schema)))
+        return query_from(fields, schema.joined(definitions_used(every, schema)))

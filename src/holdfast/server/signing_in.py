@@ -6,6 +6,7 @@ writes and files have threads of their own, so that no kind keeps another waitin
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 
 from holdfast.auth import Permitted, Token, unseal
+from holdfast.auth.tokens import PREFIX
 from holdfast.errors import DeniedError
 from holdfast.server.limits import Limits, Rate
 from holdfast.server.pods import OpenPod, OpenPods, Use
@@ -25,6 +27,8 @@ from holdfast.store import RenewLease, Store
 from holdfast.store.wire import Method
 
 T = TypeVar("T")
+
+_log: Final = logging.getLogger(__name__)
 
 _CHALLENGE: Final = {"WWW-Authenticate": "Bearer"}
 _DENIALS: Final = "sign-ins that failed"
@@ -44,6 +48,8 @@ class Threads:
     writing: CapacityLimiter = field(default_factory=partial(CapacityLimiter, 64))
     filing: CapacityLimiter = field(default_factory=partial(CapacityLimiter, 8))
     opening: CapacityLimiter = field(default_factory=partial(CapacityLimiter, 4))
+    doubting: CapacityLimiter = field(default_factory=partial(CapacityLimiter, 1))
+    """For the keys that come from where many were wrong."""
 
     async def run(self, limiter: CapacityLimiter, work: Callable[..., T], *args: Any) -> T:
         """Do ``work`` in one of these threads."""
@@ -69,11 +75,6 @@ class Session:
     threads: Threads
     _renewals: Store = field(repr=False)
 
-    @property
-    def is_owner(self) -> bool:
-        """Whether the owner calls."""
-        return self.token is None
-
     def require_owner(self, what: str) -> None:
         """Accept the owner.
 
@@ -81,13 +82,27 @@ class Session:
             DeniedError: A run calls.
         """
         if self.token is not None:
-            raise DeniedError(f"{what} is for the owner: a token gives no right to it", run=self.token.run)
+            exc = DeniedError(f"{what} is for the owner: a token gives no right to it", run=self.token.run)
+            raise _said(exc, what, self.token)
+
+    def require_write(self, type_: str) -> None:
+        """Accept the owner, and a run that may write items of this type.
+
+        Raises:
+            DeniedError: Another run calls.
+        """
+        token = self.token
+        if token is not None and type_ not in token.rights.writes:
+            message = f"run {token.run!r} may not write {type_!r}: its owner has not put that into its 'writes'"
+            raise _said(DeniedError(message, run=token.run), "write", token, type_)
 
     async def answer(self, method: Method, text: bytes) -> bytes:
         """Return the JSON form of what a method of the store answers to these arguments, in their JSON form."""
         # Not where reads are done: those that take long must not keep writes and renewals from being understood.
-        is_short = len(text) <= READ_HERE_BYTES
-        arguments = method.load_arguments(text) if is_short else await self.parse(method.load_arguments, text)
+        if len(text) <= READ_HERE_BYTES:
+            arguments = method.load_arguments(text)
+        else:
+            arguments = await self.threads.run(self.threads.parsing, method.load_arguments, text)
         store, limiter = self.store, self.threads.reading
         if method.name == "apply":
             is_renewal = [*map(type, arguments["batch"].operations)] == [RenewLease]
@@ -100,10 +115,6 @@ class Session:
             return method.dump_answer(getattr(store, method.name)(**arguments))
 
         return await self.threads.run(limiter, work)
-
-    async def parse(self, work: Callable[..., T], *args: Any) -> T:
-        """Do what makes sense of a long body."""
-        return await self.threads.run(self.threads.parsing, work, *args)
 
     async def read(self, work: Callable[..., T], *args: Any) -> T:
         """Do what only reads."""
@@ -138,8 +149,8 @@ class Entrance:
         """Yield the session of a caller who presents a database key, 64 hexadecimal digits, or a token.
 
         Raises:
-            Refused: What is presented opens nothing here (401), or too often did (429); or the owner asks for too
-                much (429).
+            Refused: What is presented opens nothing here: 401, or 429 if much of what came from there did not. Or the
+                owner asks for too much (429).
             UnavailableError: The Pod cannot be opened now, or not before its owner has called.
         """
         token, use = await self._admitted(address_of(request), owner, presented)
@@ -160,25 +171,44 @@ class Entrance:
         """
         await self._trying(address_of(request), partial(self.pods.create, owner, database_key))
 
+    def knows(self, owner: str, presented: str) -> bool:
+        """Say whether a session would be had for this, as far as that can be said at once: False as well if not."""
+        opener = self.pods.opener
+        if presented.startswith(PREFIX):
+            try:
+                return unseal(presented, opener.pod_key, opener.now_ms()).owner == owner
+            except DeniedError:
+                return False
+        use = self.pods.find(owner, presented)
+        if use is not None:
+            use.end()
+        return use is not None
+
     async def _admitted(self, address: str, owner: str, presented: str) -> tuple[Token | None, Use]:
-        token, opener = None, self.pods.opener
-        try:
-            if presented.startswith("hft1."):
-                token = _unsealed(presented, opener.pod_key, opener.now_ms(), owner)
-        except DeniedError as exc:
-            raise self._denied(address, exc) from exc
-        key = presented if token is None else None
-        # Before the failures of an address are looked at: who shares it with somebody that guesses is not kept out.
-        return token, self.pods.find(owner, key) or await self._trying(address, partial(self.pods.open, owner, key))
+        opener = self.pods.opener
+        if presented.startswith(PREFIX):
+            try:
+                token = unseal(presented, opener.pod_key, opener.now_ms())
+            except DeniedError as exc:
+                raise self._denied(address, exc) from exc
+            if token.owner != owner:
+                raise self._denied(address, DeniedError("the token is another owner's", run=token.run), token)
+            use = self.pods.find(owner, None)
+            return token, use or await self.threads.run(self.threads.opening, self.pods.open, owner, None)
+        use = self.pods.find(owner, presented)
+        return None, use or await self._trying(address, partial(self.pods.open, owner, presented))
 
     async def _trying(self, address: str, work: Callable[[], T]) -> T:
-        self._denials.check(address, _DENIALS)
+        # Looked at in any case: who shares an address with somebody that guesses is not kept out. But guesses share
+        # one thread among them, so that they keep nobody waiting who comes from elsewhere, or has a token.
+        is_doubted = self._denials.wait_s(address) > 0
         try:
-            return await self.threads.run(self.threads.opening, work)
+            return await self.threads.run(self.threads.doubting if is_doubted else self.threads.opening, work)
         except DeniedError as exc:
             raise self._denied(address, exc) from exc
 
-    def _denied(self, address: str, exc: DeniedError) -> Refused:
+    def _denied(self, address: str, exc: DeniedError, token: Token | None = None) -> Refused:
+        _said(exc, "sign in", token, address=address)
         self._denials.check(address, _DENIALS)
         self._denials.take(address)
         return Refused(HTTPStatus.UNAUTHORIZED, exc, _CHALLENGE)
@@ -202,8 +232,9 @@ def address_of(request: Request) -> str:
     return "" if request.client is None else request.client.host
 
 
-def _unsealed(text: str, pod_key: bytes, now_ms: int, owner: str) -> Token:
-    token = unseal(text, pod_key, now_ms)
-    if token.owner != owner:
-        raise DeniedError("the token is another owner's", run=token.run)
-    return token
+def _said(exc: DeniedError, operation: str, token: Token | None, type_: str | None = None, **facts: str) -> DeniedError:
+    """Log a denial as `Permitted` does, which hears of none of these; what a stranger calls an owner may be a key."""
+    names = ("owner", "state", "run")
+    who = {name: None if token is None else getattr(token, name) for name in names}
+    _log.warning("access.denied", extra={**who, "operation": operation, "type": type_, **facts})
+    return exc

@@ -12,7 +12,8 @@ The failure argument of a save, beside that of `holdfast.disk`:
 - *The power goes.* Only what was flushed gets a name, and the name is durable before the path is returned.
 - *Two do it at once.* Each builds in a folder of its own; of two that want one name, the later one fails.
 - *The disk is full, or fails.* Then nothing gets a name, the error is raised, and the folder goes. What was written to
-  it is never flushed a second time: the next save writes all that is not in a snapshot to new files.
+  it is never flushed a second time: the next save writes all that is not in a snapshot to new files. Only if the last
+  flush fails, that of the name, the snapshot is there, whole, but may not outlive a power cut.
 - *A file is damaged later.* The manifest has the hash of everything, and begins with its own. Loading gives nothing to
   any object before all is verified, and arrays are made of the very bytes that were hashed. Snapshots that share a file
   share its damage; a save shares only files that have the size and the time of change with which they were saved.

@@ -18,7 +18,6 @@ import array
 import base64
 import json
 import math
-import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -151,7 +150,7 @@ class _Encoder:
         if kind is array.array:
             return self.leaf("array", {"code": cast("array.array[Any]", value).typecode}, flat)
         code = view.format.removeprefix("@").removeprefix("<" if sys.byteorder == "little" else ">")
-        if code not in _SINGLE or struct.calcsize(code) != view.itemsize:
+        if code not in _SINGLE:
             raise self.refusal(path, f"is memory of the format {view.format!r}; single numbers are expected")
         if not view.nbytes and view.ndim != 1:  # none can be made
             raise self.refusal(path, f"is memory of the shape {view.shape!r}; one that has something in it is expected")

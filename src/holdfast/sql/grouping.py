@@ -102,19 +102,19 @@ class GroupedStore(Store):
     def _check_open(self) -> None:
         """Refuse if it is closed; and see that there is a thread that writes."""
         if self._is_closed:
-            raise UnavailableError(f"the Pod {str(self._store.path)!r} was closed")
+            raise self._unavailable("was closed")
         if self._writer is None:
             writer = threading.Thread(target=self._write, name="holdfast-writer", daemon=True)
             try:
                 writer.start()
             except RuntimeError as exc:
-                raise UnavailableError(f"the Pod {str(self._store.path)!r} cannot be written to: {exc}") from exc
+                raise self._unavailable(f"cannot be written to: {exc}") from exc
             self._writer = writer
 
     def _wait(self, waiting: _Waiting) -> None:
         while not waiting.gate.acquire(timeout=_LOOK_S):
             if is_interrupted() and self._withdraw(waiting):
-                raise UnavailableError(f"the Pod {str(self._store.path)!r} was not written to: a signal came before")
+                raise self._unavailable("was not written to: a signal came before")
 
     def _withdraw(self, waiting: _Waiting) -> bool:
         """Take a batch back, unless it is being written."""
@@ -124,6 +124,10 @@ class GroupedStore(Store):
                 self._queue.remove(waiting)
             return can_be
 
+    def _unavailable(self, why: str, what: str = "the Pod") -> UnavailableError:
+        path = str(self._store.path)
+        return UnavailableError(f"{what} {path!r} {why}", path=path)
+
     # -- the thread that writes ---------------------------------------------------------------------------------------
 
     def _write(self) -> None:
@@ -131,11 +135,10 @@ class GroupedStore(Store):
             while self._write_group():
                 pass
         finally:
-            message = f"the thread that writes to the Pod {str(self._store.path)!r} has ended; try again"
             with self._changed:
                 self._writer = None
                 for waiting in self._queue:
-                    waiting.tell(UnavailableError(message))
+                    waiting.tell(self._unavailable("has ended; try again", "the thread that writes to the Pod"))
                 self._queue.clear()
 
     def _write_group(self) -> bool:

@@ -1,7 +1,7 @@
 """`pod.db`: the data key of each owner's file, wrapped by the Pod's own key, so that a Pod can run unattended.
 
 Nothing in it is readable without `pod.key`; losing it loses nothing, for every owner's key opens the owner's file. So
-one that is damaged is set aside by the next `put`, and a new one begun.
+one that is damaged is set aside by the next `put` or `delete`, and a new one begun.
 """
 
 # apsw's stubs speak of a Buffer that Python 3.11 does not know.
@@ -42,7 +42,7 @@ class Keyring:
         disk: Where the file lies.
 
     Raises:
-        DamagedError: Each call but `put`: the file is not what was written.
+        DamagedError: `get` and `has`: the file is not what was written.
         InvalidError: Each call: it has a newer format.
     """
 
@@ -86,9 +86,18 @@ class Keyring:
         return self._find(owner) is not None
 
     def delete(self, owner: str) -> None:
-        """Keep it no longer; nothing happens if it is absent."""
-        with self._opened() as db:
-            db.execute("DELETE FROM keyring WHERE owner = ?", (owner,))
+        """Keep it no longer, not even in what is free of the file; nothing happens if it is absent.
+
+        A damaged file is set aside: from there nothing opens a Pod, but for who has ``pod.key`` and mends it.
+        """
+        if not self.path.exists():
+            return
+        try:
+            with self._opened() as db:
+                db.pragma("secure_delete", "on")
+                db.execute("DELETE FROM keyring WHERE owner = ?", (owner,))
+        except DamagedError:
+            self._set_aside()
 
     def _find(self, owner: str) -> bytes | None:
         if not self.path.exists():
