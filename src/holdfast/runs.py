@@ -1,17 +1,21 @@
 """One run of a plugin: its statuses and the only moves between them; and the lease that lets it write.
 
-Rules only, as a table and as functions of values: who stores a run or a lease, and who drives one, is told elsewhere.
-Times are milliseconds since 1970 on the clock of the database, the only clock that two machines share.
+Rules only, as a table and as functions of values: who stores a run or a lease, and who drives one, is told elsewhere;
+as is how a launcher does what is said here that it must. Times are milliseconds since 1970 on the clock of the
+database, the only clock that two machines share.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from holdfast.errors import ConflictError, FencedError, InvalidError
 from holdfast.values import shown
@@ -246,3 +250,188 @@ class Lease:
         left_s = max(1, -(-(self.expires_ms - now_ms) // 1000))  # rounded up
         message = f"plugin state {self.state!r} is held by run {self.run!r} for another {left_s} s"
         return ConflictError(message, state=self.state, run=self.run, expires_ms=self.expires_ms)
+
+
+launch_name: Final = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+"""How a launch is called: as a host is (RFC 1123), so that any engine takes it; and no path leads anywhere by it."""
+
+_MAX_SLUG: Final = 23
+"""What 63 characters leave for the plugin, beside "hf", 16 of a hash, an epoch of 63 bits, and what is between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a launched run may use at most; None: as much as there is. What a launcher cannot limit, it does not.
+
+    Attributes:
+        memory_bytes: Of memory; in a process of address space, which is more.
+        processes: How many processes and threads; in a process all those of its user count.
+        cpus: How many processors' time; only in a container.
+        file_bytes: Of any one file that it writes, its log included; only in a process.
+        nice: How far it stands back for others, 0 to 19; only in a process.
+    """
+
+    memory_bytes: int | None = None
+    processes: int | None = None
+    cpus: float | None = None
+    file_bytes: int | None = None
+    nice: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """What a launcher is told of a run.
+
+    Attributes:
+        owner: Whose Pod it works on.
+        plugin: The id of its plugin, ``module:name``.
+        state: The id of its plugin state.
+        run: The id of the run.
+        epoch: That of the lease that was claimed for it.
+        address: The URL of the Pod.
+        auth: What opens the Pod, as JSON text: ``{"type": "PluginAuth", "data": {"token": "hft1.…"}}``.
+        image: What is launched: an image of containers, or a name that stands for a script; "" where it is always one.
+        command: What is started there; empty: what the image, or the launcher, starts by itself.
+        environment: What it finds in its environment besides.
+        snapshots: The folder with the snapshots of its plugin state; None: it has none here.
+        limits: What it may use.
+    """
+
+    owner: str
+    plugin: str
+    state: str
+    run: str
+    epoch: int
+    address: str
+    auth: str = field(repr=False)
+    image: str = ""
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    snapshots: Path | None = None
+    limits: Limits = Limits()
+
+    @property
+    def name(self) -> str:
+        """What the launch is called, at most 63 characters: the same for one owner, plugin, plugin state and epoch.
+
+        >>> LaunchSpec(owner="o", plugin="my_bot:Bot", state="s", run="r", epoch=3, address="", auth="").name
+        'hf-my-bot-bot-37e4e9cdb19dc5cb-3'
+        """
+        from hashlib import sha256  # start-up: for those who launch
+
+        told = json.dumps([self.owner, self.plugin, self.state])
+        slug = re.sub("[^a-z0-9]+", "-", self.plugin.lower())[:_MAX_SLUG].strip("-")
+        return "-".join(["hf", *([slug] if slug else []), sha256(told.encode()).hexdigest()[:16], str(self.epoch)])
+
+
+class Phase(StrEnum):
+    """What became of a launch."""
+
+    RUNNING = "running"
+    """It was begun and has not ended; it may be paused."""
+    GONE = "gone"
+    """Nothing runs under the name: it was never launched, has ended well, or was deleted."""
+    FAILED = "failed"
+    """Nothing runs: it could not be started, or has not ended well."""
+    UNKNOWN = "unknown"
+    """It could not be found out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What became of a launch, and why it failed or cannot be told, in words for the user."""
+
+    phase: Phase
+    reason: str = ""
+
+
+class Logs(NamedTuple):
+    """A part of what a launch wrote, and what is passed as ``after`` to have what comes after it."""
+
+    data: bytes
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """A launch that a launcher knows: what it is called, and what for it was made."""
+
+    name: str
+    owner: str
+    state: str
+    run: str
+    epoch: int
+
+
+class Launcher(Protocol):
+    """What starts runs somewhere, and says what became of them.
+
+    A launch is called by `LaunchSpec.name`, which is known before it is made: who dies within `launch` asks for it
+    afterwards. What one launcher has launched, another one of the same place knows, in any process: nothing is kept in
+    memory that matters. All of it may be called by several threads at once.
+
+    A launcher explains and never decides: whether a run goes on is said by its lease.
+
+    Besides what each method says, all raise InvalidError for what cannot be the name of a launch, and all but `probe`
+    UnavailableError if it could not be found out or done now; it may have been done, and may be asked for again.
+    """
+
+    def launch(self, spec: LaunchSpec) -> str:
+        """Start a run, and return its name; to be called from a thread of its own, as to fetch an image takes minutes.
+
+        A name is started once: what was started already, and may have ended since, is left as it is. Of two that
+        launch one name at the same time one starts it. What could not be started may be launched again. Until this
+        returns, or if the process dies within, it may have been started or not.
+
+        It finds ``POD_FULL_ADDRESS``, ``POD_OWNER``, ``POD_PLUGINRUN_ID``, ``POD_TARGET_ITEM`` (``{"id": "…"}``) and
+        ``POD_AUTH_FILE`` (a file that only it can read) or ``POD_AUTH_JSON`` in its environment, and of this process's
+        own nothing that was not listed.
+
+        Raises:
+            NotFoundError: There is no such image or program. `probe` answers failed, and says so.
+            InvalidError: It cannot be started like this. As above.
+        """
+        ...
+
+    def probe(self, name: str) -> Probe:
+        """Return what became of a launch; unknown rather than an error, and rather than anything that is not sure."""
+        ...
+
+    def stop(self, name: str, grace_s: float) -> None:
+        """Let a launch have ended, with all the processes that it began; what it wrote stays.
+
+        It is asked to end (SIGTERM) and killed ``grace_s`` seconds later; what it began may be killed as soon as it has
+        ended. When this returns nothing of it runs, and `probe` says so. Nothing happens if it has ended already, or
+        was never launched.
+        """
+        ...
+
+    def delete(self, name: str) -> None:
+        """Let nothing be left of a launch: it is killed if it runs, and what it wrote goes; silent if there is none.
+
+        The name is then one that was never launched.
+        """
+        ...
+
+    def logs(self, name: str, after: str = "") -> Logs:
+        """Return what a launch wrote to its standard output and standard error, from the beginning or after a part.
+
+        At most about 1 MiB at once; no bytes: there are no more, yet. Of what was never launched there are none.
+        """
+        ...
+
+    def list(self) -> Sequence[Launched]:
+        """Return all that was launched here and not deleted, also what has ended; sorted by name."""
+        ...
+
+
+def check_launch_name(name: str) -> str:
+    """Return ``name`` if a launch can be called so.
+
+    Raises:
+        InvalidError: It cannot.
+    """
+    if not isinstance(name, str) or launch_name.fullmatch(name) is None:  # pyright: ignore[reportUnnecessaryIsInstance] -- untyped callers
+        message = f"{shown(name)} names no launch: 1 to 63 lower-case letters, digits and '-' are expected"
+        raise InvalidError(message, name=shown(name))
+    return name

@@ -341,7 +341,7 @@ def test_strangers_who_hold_bodies_have_no_memory_that_others_need(tmp_path: Pat
     """In the older API who calls stands in the body: it is looked for in its first bytes."""
     limits = Limits(body_bytes=400_000, memory_bytes=500_000, strangers_bytes=500_000)
     with serving(tmp_path / "home", limits=limits) as served, connected(served) as one, connected(served) as other:
-        served.store()
+        served.store().now_ms()
         for key, opened in (("f" * 64, one), ("hft1.AAAA", other)):
             before, body = older(OWNER.owner_key, key, 300_000)
             opened.sendall(before + body[:-10])
@@ -352,8 +352,31 @@ def test_strangers_who_hold_bodies_have_no_memory_that_others_need(tmp_path: Pat
             mine.sendall(one_ + two)
             assert mine.recv(4_000).startswith(b"HTTP/1.1 200 ")
         assert (
-            served.ask("POST", "/api/{owner}/store/items", json.dumps({"ids": ["x"] * 80_000}).encode()).status == 200
+            served.ask("POST", "/api/{owner}/store/items", json.dumps({"ids": ["x"] * 40_000}).encode()).status == 200
         )
+
+
+def test_strangers_whose_bodies_do_not_end_leave_half_of_the_places(tmp_path: Path) -> None:
+    """Who presents a key in the head is answered, and who does so in the body when they have gone."""
+    with serving(tmp_path / "home", limits=Limits(requests=8)) as served, ExitStack() as ending:
+        served.store().now_ms()
+        before, body = older(OWNER.owner_key, STRANGER.database_key, 1_000)
+        crowd = [ending.enter_context(connected(served)) for _ in range(12)]
+        for each in crowd:
+            each.sendall(before + body[:-1])
+        waiting = [*crowd]
+        while len(waiting) > 4:
+            for each in select.select(waiting, [], [], 20)[0]:
+                assert each.recv(4_000).startswith(b"HTTP/1.1 503 ")
+                waiting.remove(each)
+        assert served.ask("POST", "/api/{owner}/store/now").status == 200
+        for each in waiting:
+            each.sendall(body[-1:])
+            assert each.recv(4_000).startswith(b"HTTP/1.1 401 ")
+        head_, mine = older(OWNER.owner_key, OWNER.database_key, 1_000)
+        with connected(served) as opened:
+            opened.sendall(head_ + mine)
+            assert opened.recv(4_000).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("is_stranger", [False, True])
@@ -375,8 +398,8 @@ def test_a_body_must_be_whole_in_some_time(tmp_path: Path, is_stranger: bool) ->
                 opened.sendall(b" " * 100)
             with suppress(TimeoutError):
                 found = opened.recv(4_000)
-        assert found.startswith(b"HTTP/1.1 408 ")
-        assert b"all of it in 1 s" in found
+        opened.settimeout(20)
+        assert (found + answer_to(opened)).startswith(b"HTTP/1.1 408 ")
 
 
 def test_the_keys_of_a_new_pod_are_no_long_body(hasty: Served) -> None:
@@ -399,15 +422,19 @@ def test_those_who_ask_nothing_make_room_for_who_comes(tmp_path: Path) -> None:
         for _ in range(12):
             assert served.ask("POST", "/api/{owner}/store/now").status == 200
         assert answer_to(idle[0]) == b""
-        while b": here" not in (heard := following.recv(4_000)):
-            assert heard
+        served.store().apply(Batch((CreateItem("r", "PluginRun"),)))
+        heard = b""
+        while b"event: run" not in heard:
+            part = following.recv(4_000)
+            assert part
+            heard += part
 
 
 def test_a_process_has_the_files_that_it_may_and_as_many_connections_as_are_left() -> None:
     """Where the system gives few, some are left for Pods."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if before[1] not in {resource.RLIM_INFINITY, *range(3_000, 2**62)}:
+    if 0 <= before[1] < 3_000:
         pytest.skip(f"at most {before[1]} files may be open here")
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1_000, before[1]))

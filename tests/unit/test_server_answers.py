@@ -20,6 +20,7 @@ from holdfast.store import (
     CreateEdge,
     CreateItem,
     MoveRun,
+    Query,
     ReleaseLease,
     SetVariable,
     UpdateItem,
@@ -221,6 +222,66 @@ def test_a_token_has_no_more_than_its_rights(served: Served, pod: Broken, caplog
     check_problem(answer, 409, "Conflict", "FencedError", "plugin state 's' was taken", **answer.document["facts"])
     assert "access.denied" in caplog.text
     assert token()[:20] not in caplog.text
+
+
+UPLOAD = "/v4/{owner}/upload_file/TOKEN/" + "0" * 64
+FOREIGN = token(owner=STRANGER.owner_key)
+
+
+@pytest.mark.parametrize(
+    "method, path, presented, facts",
+    [
+        ("POST", "/api/{owner}/claims", token(), ("to claim a plugin state for a run", "r", None)),
+        ("GET", "/api/{owner}/events", token(), ("to follow what changes in a Pod", "r", None)),
+        ("PUT", FILE, token(), ("write", "r", "File")),
+        ("DELETE", FILE, token(), ("write", "r", "File")),
+        ("POST", UPLOAD, token(), ("write", "r", "File")),
+        ("POST", SEARCH, FOREIGN, ("sign in", "r", None)),
+        ("POST", UPLOAD, FOREIGN, ("sign in", "r", None)),
+        ("POST", SEARCH, token()[:-3] + "abc", ("sign in", None, None)),
+        ("POST", SEARCH, token(expires_ms=NOW_MS), ("sign in", None, None)),
+        ("POST", SEARCH, STRANGER.database_key, ("sign in", None, None)),
+        ("POST", f"/api/{STRANGER.database_key}/store/search", STRANGER.owner_key, ("sign in", None, None)),
+    ],
+)
+def test_each_denial_is_in_the_log_and_no_token_and_no_key(  # noqa: PLR0917 -- each is a parameter
+    served: Served,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    path: str,
+    presented: str,
+    facts: tuple[str, str | None, str | None],
+) -> None:
+    """Once, with what is known of who asked; what a stranger calls an owner may be a key that stands in its place."""
+    answer = served.ask(method, path.replace("TOKEN", presented), b"{}", key=presented)
+    assert answer.status in {401, 403}
+    found = [each.__dict__ for each in caplog.records if each.message == "access.denied"]
+    assert [(each["operation"], each["run"], each["type"]) for each in found] == [facts]
+    assert found[0]["owner"] == ((STRANGER if presented == FOREIGN else OWNER).owner_key if facts[1] else None)
+    for each in caplog.records:
+        text = f"{each.getMessage()} {each.__dict__}"
+        assert presented[:40] not in text
+        assert STRANGER.database_key not in text
+
+
+def test_a_run_whose_token_would_be_too_long_claims_nothing(served: Served, pod: Broken) -> None:
+    """Its plugin state is free for another."""
+    reads = json.dumps([f"Type{number}" for number in range(2_000)])
+    pod.apply(Batch((CreateItem("r", "PluginRun", {"pluginModule": "m", "pluginName": "P", "reads": reads}),)))
+    answer = served.ask("POST", "/api/{owner}/claims", b'{"run": "r"}')
+    check_problem(answer, 422, "Unprocessable Entity", "InvalidError", "cannot be given a token for 2000 item types")
+    states = [each.item.id for each in pod.search(Query(type="PersistentState"))]
+    assert [pod.find_lease(state) for state in states] in ([], [None])
+
+
+def test_another_run_is_not_given_the_lease_of_who_has_the_same_holder(served: Served, pod: Broken) -> None:
+    """It is told whose it is."""
+    for run in ("r1", "r2"):
+        pod.apply(Batch((CreateItem(run, "PluginRun", {"pluginModule": "m", "pluginName": "P"}),)))
+    first = served.ask("POST", "/api/{owner}/claims", b'{"run": "r1", "holder": "h"}')
+    answer = served.ask("POST", "/api/{owner}/claims", b'{"run": "r2", "holder": "h"}')
+    facts = {"state": first.document["lease"]["state"], "run": "r1"}
+    check_problem(answer, 409, "Conflict", "ConflictError", "is held by run 'r1'", **facts)
 
 
 def test_a_claim_gives_a_token_for_the_run(served: Served, pod: Broken) -> None:

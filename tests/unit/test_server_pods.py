@@ -225,8 +225,12 @@ def test_owners_are_made_once_and_by_their_own_keys_and_not_where_new_ones_are_n
             opener.create(OWNER.owner_key, key)
     closed, _ = opened(tmp_path, can_create=False)
     closed.create(OWNER.owner_key, OWNER.database_key)
-    with pytest.raises(DeniedError, match="makes no Pods for new owners"):
-        closed.create(STRANGER.owner_key, STRANGER.database_key)
+    for owner in (OWNER.owner_key, STRANGER.owner_key):  # who has a Pod here is not told
+        with pytest.raises(DeniedError) as refused:
+            closed.create(owner, STRANGER.database_key)
+        assert refused.value.message == (
+            f"no Pod of owner {owner!r} opens with what was presented, and this server makes no Pods for new owners"
+        )
 
 
 def test_writers_let_one_renewal_pass_and_are_not_kept_waiting_by_the_next() -> None:

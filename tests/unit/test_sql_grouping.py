@@ -294,8 +294,9 @@ def test_closing_carries_out_what_waits_and_refuses_what_comes(store: GroupedSto
         closing = threading.Thread(target=store.close)
         closing.start()
         until(lambda: store._is_closed)
-        with pytest.raises(UnavailableError, match="was closed"):
+        with pytest.raises(UnavailableError, match="was closed") as refused:
             store.apply(put("d"))
+        assert refused.value.facts == {"path": str(file.path)}
         assert closing.is_alive()
     closing.join()
     store.close()
@@ -367,8 +368,11 @@ def test_a_thread_that_dies_tells_those_who_wait_and_the_next_write_has_another(
         monkeypatch.setattr(file, "apply_all", lambda _: [(None,)])
     assert [future.result() for future in futures[:2]] == [(None,)] * 2
     for future in futures[2:]:
-        with pytest.raises(UnavailableError, match=r"the thread that writes to the Pod .*pod\.db' has ended"):
+        with pytest.raises(
+            UnavailableError, match=r"the thread that writes to the Pod .*pod\.db' has ended"
+        ) as refused:
             future.result()
+        assert refused.value.facts == {"path": str(file.path)}
     assert store.apply(put("e")) == (None,)
     assert store.list_variables("s").keys() == {"a", "e"}
 
@@ -378,8 +382,9 @@ def test_without_a_thread_a_write_is_refused_and_a_later_one_is_not(store: Group
     file.gate.set()
     threading.stack_size(2**50)
     try:
-        with pytest.raises(UnavailableError, match=r"pod\.db' cannot be written to: can't start new thread"):
+        with pytest.raises(UnavailableError, match=r"pod\.db' cannot be written to: can't start new thread") as refused:
             store.apply(put("a"))
+        assert refused.value.facts == {"path": str(file.path)}
     finally:
         threading.stack_size(0)
     assert store.apply(put("b")) == (None,)

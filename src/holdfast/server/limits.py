@@ -40,11 +40,12 @@ class Limits:
         file_bytes: Of one file.
         memory_bytes: Of all bodies that are in memory at once.
         strangers_bytes: Besides, of those of which nobody knows yet whose they are.
-        requests: How many are answered at once.
+        requests: How many are answered at once; half of them may be of those of whom nobody knows yet who they are.
         uploads: How many files are taken at once.
         followers: How many follow events at once.
         requests_per_s: Of one owner; twice as many may come at once.
-        denials_per_min: Of one address: sign-ins that failed, before more are refused unseen.
+        denials_per_min: Of one address: sign-ins that failed, before the next that fail are told to wait. One that
+            does not fail is let in.
         connections: How many are open at once, as far as the system lets the process have them; for another one, the
             one is closed that has asked nothing for longest.
         header_s: Seconds for the head of a request to come.
@@ -145,6 +146,7 @@ class Intake:
         self.uploads = Places(limits.uploads, "files are taken")
         self._memory = Places(limits.memory_bytes, "bytes of requests are read")
         self._strangers = Places(limits.strangers_bytes, "bytes of requests are read for who is not known")
+        self._places = Places(max(1, limits.requests // 2), "requests are read of those who are not known")
         self._monotonic = monotonic
 
     @asynccontextmanager
@@ -153,7 +155,7 @@ class Intake:
         request: Request,
         *,
         max_bytes: int | None = None,
-        is_known: Callable[[bytes], bool] = lambda _begin: True,
+        is_known: Callable[[bytes], bool] | None = None,
     ) -> AsyncGenerator[bytes]:
         """Yield the whole body, which is JSON; what it takes of the memory is given back with the block.
 
@@ -161,7 +163,7 @@ class Intake:
             request: Whose.
             max_bytes: How long it may be.
             is_known: Says by the first bytes, some 64 KiB, whether somebody sends it who may; asked once, if there are
-                more.
+                more. None: it is known.
 
         Raises:
             Refused: It is too large, too slow, compressed, or there is no room for it now.
@@ -171,19 +173,25 @@ class Intake:
         parts = bytearray()
         memory: Places | None = None
         began, max_s = self._monotonic(), self.limits.body_s
+        strangers = 0 if is_known is None else 1
+        self._places.take(strangers)
         try:
             async for part in self.parts(request, max_bytes=max_bytes or self.limits.body_bytes, max_s=max_s):
                 parts += part
                 if len(parts) > _FREE_BYTES:
                     if memory is None:
-                        memory = self._memory if is_known(bytes(parts[:_FREE_BYTES])) else self._strangers
+                        may = is_known is None or is_known(bytes(parts[:_FREE_BYTES]))
+                        memory = self._memory if may else self._strangers
                     memory.take(len(parts) - taken)
                     taken = len(parts)
                 if memory is self._strangers and self._monotonic() > began + self.limits.strangers_s:
                     raise self._too_slow(self.limits.strangers_s)
+            self._places.give(strangers)
+            strangers = 0
             check_brackets(parts)
             yield bytes(parts)
         finally:
+            self._places.give(strangers)
             if memory is not None:
                 memory.give(taken)
 

@@ -146,7 +146,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer."""
-        self._protocol.max_connections = min(self._limits.connections, _max_connections(self._limits.connections))
+        self._protocol.max_connections = _max_connections(self._limits.connections)
         asyncio.get_running_loop().set_exception_handler(self._say)
         await super().startup(sockets)
 
@@ -181,7 +181,7 @@ def _max_connections(wanted: int) -> int:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return wanted if soft == resource.RLIM_INFINITY else max(soft - _FILES, soft // 4)
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, max(soft - _FILES, soft // 4))
 
 
 def bind(host: str, port: int) -> socket.socket:

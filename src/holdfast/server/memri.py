@@ -332,7 +332,8 @@ class _Routes:
         return hmac.digest(self._entrance.pods.opener.pod_key, text.encode(), "sha256")
 
     async def account(self, request: Request) -> Response:
-        async with self._read(request, _adapter(AccountForm), max_bytes=READ_HERE_BYTES) as form:
+        nobody = partial(self._knows, "")  # is known who has no Pod yet
+        async with self._read(request, _adapter(AccountForm), nobody, max_bytes=READ_HERE_BYTES) as form:
             await self._entrance.create(request, form.ownerKey.lower(), form.databaseKey)
         return Response(b"{}", media_type=_JSON)
 
@@ -379,15 +380,22 @@ class _Routes:
     async def _signed_in(
         self, request: Request, owner: str, adapter: TypeAdapter[Body[P]]
     ) -> AsyncGenerator[tuple[Session, P]]:
-        async with self._read(request, adapter, is_known=partial(self._knows, owner.lower())) as body:
+        async with self._read(request, adapter, partial(self._knows, owner.lower())) as body:
             presented = body.auth.presented
             async with self._entrance.session(request, owner.lower(), presented) as session:
                 yield session, body.payload
 
     @asynccontextmanager
-    async def _read(self, request: Request, adapter: TypeAdapter[P], **how: Any) -> AsyncGenerator[P]:
+    async def _read(
+        self,
+        request: Request,
+        adapter: TypeAdapter[P],
+        is_known: Callable[[bytes], bool],
+        *,
+        max_bytes: int | None = None,
+    ) -> AsyncGenerator[P]:
         """Yield what the body says; its memory counts as taken until the end of the block."""
-        async with self._intake.body(request, **how) as text:
+        async with self._intake.body(request, is_known=is_known, max_bytes=max_bytes) as text:
             if len(text) <= READ_HERE_BYTES:
                 form = read(adapter, text, "the body")
             else:

@@ -94,7 +94,7 @@ class Keyring:
             return
         try:
             with self._opened() as db:
-                db.pragma("secure_delete", "on")
+                db.pragma("secure_delete", "on")  # not every build of SQLite does so by itself
                 db.execute("DELETE FROM keyring WHERE owner = ?", (owner,))
         except DamagedError:
             self._set_aside()
