@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +42,7 @@ _LOCK: Final = "files.lock"
 _WAIT_S: Final = 30.0
 
 _hash_text: Final = re.compile(r"[0-9a-f]{64}")
+_stored_name: Final = _hash_text
 
 
 class DiskBlobs:
@@ -162,6 +163,32 @@ class DiskBlobs:
         """Remove what writers that died have left; the next writer does it as well."""
         if self.folder.exists():
             self._disk.sweep(self.folder)
+
+    def copy_to(self, folder: StrPath) -> None:
+        """Let another folder have every file that is here, as it is; durably, and what is there already stays.
+
+        A process that dies leaves whole files and temporary ones; doing it again does the rest.
+        """
+        target = Path(folder)
+        for source in sorted(self.folder.glob("??/*")):
+            copy = target / source.parent.name / source.name
+            if _stored_name.fullmatch(source.name) is None or copy.exists():
+                continue
+            try:
+                old = self._disk.open_blocks(source, is_cached=True)
+            except MissingError:
+                continue  # deleted meanwhile
+            with closing(old), ExitStack() as stack:
+                self._disk.put_folder(copy.parent)
+                place = stack.enter_context(self._disk.temporary_folder(target))
+                new = stack.enter_context(self._disk.open_blocks(place / "part", create=True, is_cached=True))
+                buffer, at = memoryview(bytearray(_WRITE_BYTES)), 0
+                while found := old.read(buffer, at):
+                    new.write([buffer[:found]], at)
+                    at += found
+                new.flush()
+                with suppress(ExistsError):  # somebody else has brought it meanwhile
+                    self._disk.rename(new.path, copy)
 
     def _path(self, sha256: str) -> Path:
         if not isinstance(sha256, str) or _hash_text.fullmatch(sha256) is None:  # pyright: ignore[reportUnnecessaryIsInstance] -- untyped callers

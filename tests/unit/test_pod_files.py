@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.blobs import DiskBlobs
+from holdfast.context import PodClient, Settings, back_up_pod, restore_pod
 from holdfast.errors import InvalidError, NotFoundError, UnavailableError
 from holdfast.items import File, Person
 from holdfast.pod import Pod
@@ -105,6 +106,27 @@ def test_a_pod_without_a_place_for_files_says_so() -> None:
     """Not that the file is missing."""
     with Pod(MemoryStore()) as pod, pytest.raises(UnavailableError, match="keeps no files"):
         pod.upload_file(b"hello")
+
+
+def test_a_backup_has_the_bytes_of_files_and_a_restore_brings_back_those_that_are_missing(tmp_path: Path) -> None:
+    """Encrypted as they were; those that were uploaded since stay."""
+    settings = Settings.read(home=tmp_path / "home")
+    data = os.urandom(5 * 2**20)
+    with PodClient(settings=settings) as client:
+        file = client.upload_file(data)
+        back_up_pod(settings, tmp_path / "backup")
+        other = client.upload_file(b"hello")
+        client.delete_file(file)
+    kept = [path for path in (tmp_path / "backup" / "files").rglob("*") if path.is_file()]
+    assert len(kept) == 1
+    assert data[:64] not in kept[0].read_bytes()
+
+    restore_pod(settings, tmp_path / "backup")
+
+    with PodClient(settings=settings) as client:
+        assert client.get_file(file.sha256 or "") == data
+        assert client.get_file(other.sha256 or "") == b"hello"
+        assert [each.id for each in client.search({"type": "File"})] == [file.id]
 
 
 def test_whoever_uploads_while_others_delete_has_the_bytes_in_the_end(pod: Pod, blobs: DiskBlobs) -> None:

@@ -27,7 +27,7 @@ from holdfast.keys import (
 )
 from holdfast.pod import Pod
 from holdfast.sql import Backup, Keyring, SqliteStore, back_up, restore, sharing_pod
-from holdfast.sql.backup import ENVELOPE, Progress, examine, inspect
+from holdfast.sql.backup import ENVELOPE, FILES, Progress, examine, inspect
 
 _log: Final = logging.getLogger(__name__)
 
@@ -198,7 +198,8 @@ def back_up_pod(settings: Settings, target: Path, *, on_progress: Progress | Non
     source, key = get_pod(settings)
     if os.path.lexists(target):
         raise ConflictError(f"{str(target)!r} exists already: name a folder that does not", path=str(target))
-    return back_up(source, key, target.absolute(), on_progress=on_progress)
+    files = files_of(settings, source.stem, key)
+    return back_up(source, key, target.absolute(), on_progress=on_progress, copy_files=files.copy_to)
 
 
 def inspect_backup(settings: Settings, backup: Path) -> Backup:
@@ -224,6 +225,8 @@ def restore_pod(settings: Settings, backup: Path, *, on_progress: Progress | Non
         path = settings.pod_path(identity.owner_key)
         aside = restore(backup, _identity_for(backup, identity, settings.home), path, on_progress=on_progress)
         key = read_envelope(path.with_suffix(".json"), disk=disk).open(identity)
+    # After the Pod: bytes without items would be found by nobody. Who dies here restores once more.
+    DiskBlobs(backup / FILES, key).copy_to(files_of(settings, path.stem, key).folder)
     # It may be the key of another file than before.
     keyring = Keyring(settings.keyring_path, load_or_create_pod_key(settings.home, settings.environ))
     keyring.put(identity.owner_key, key)

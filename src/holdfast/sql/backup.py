@@ -36,6 +36,7 @@ _log: Final = logging.getLogger(__name__)
 
 FILE: Final = "pod.db"
 ENVELOPE: Final = "pod.json"
+FILES: Final = "files"
 _REPLACED: Final = "replaced"
 WAIT_S: Final = 30.0
 """How long a Pod's lock is waited for."""
@@ -65,7 +66,13 @@ class Backup:
 
 
 def back_up(
-    source: Path, key: bytes, target: Path, *, disk: Disk | None = None, on_progress: Progress | None = None
+    source: Path,
+    key: bytes,
+    target: Path,
+    *,
+    disk: Disk | None = None,
+    on_progress: Progress | None = None,
+    copy_files: Callable[[Path], object] = lambda _: None,
 ) -> Backup:
     """Copy the Pod in ``source`` as it is at one moment into a new folder ``target``; writers go on meanwhile.
 
@@ -75,6 +82,8 @@ def back_up(
         target: Where the backup shall be; must not exist.
         disk: Where both lie.
         on_progress: Told how many of how many pages are copied.
+        copy_files: Copies the bytes of the Pod's files into a folder, those that are not there yet; called before the
+            Pod is copied and after it, so that none is missing that was there at its moment.
 
     Raises:
         ConflictError: ``target`` exists.
@@ -85,7 +94,9 @@ def back_up(
     disk.put_folder(target.parent)
     with sharing_pod(source, disk=disk), disk.temporary_folder(target.parent) as folder:
         envelope = read_envelope(source.with_suffix(".json"), disk=disk)
+        copy_files(folder / FILES)
         copy_file(source, key, folder / FILE, disk=disk, shown_path=target, on_progress=on_progress)
+        copy_files(folder / FILES)
         disk.create(folder / ENVELOPE, envelope.to_json())
         found = examine(folder / FILE, key, envelope, target)
         disk.sync_folder(folder)
