@@ -311,6 +311,93 @@ assert rows == [(f"c{number}", f"h{number}", f"p{number}", f"l{number}") for num
     client.run(BEGIN + program, served.url)
 
 
+def test_its_searches_follow_edges(client: Client, served: Served) -> None:
+    """In the order of a search, with values that the client puts in the text; items have their edges."""
+    program = """
+from pymemri.pod.graphql_utils import GQLQuery
+
+pod = PodClient(url=URL)
+person, accounts = Person(displayName="Ada"), [Account(handle=each, service=each) for each in ("chat", "mail")]
+message = Message(subject="Hello", service="chat")
+edges = [Edge(each, person, "owner") for each in accounts] + [Edge(message, accounts[0], "sender")]
+assert pod.bulk_action(create_items=[person, message, *accounts], create_edges=edges)
+assert pod.bulk_action(create_items=[Person(firstName=str(number)) for number in range(100)])
+pod.reset_local_db()
+found = pod.search_graphql(GQLQuery("query{Person{id}}"))
+assert [each.id for each in found] == [each.id for each in pod.search({"type": "Person"}, include_edges=False)]
+
+pod.reset_local_db()
+(found,) = pod.search_graphql("query { Message { subject sender { handle owner { displayName } } } }")
+assert (found.subject, found.sender[0].handle, found.sender[0].owner[0].displayName) == ("Hello", "chat", "Ada")
+pod.reset_local_db()
+text = 'query { Account (filter: {service: {eq: "$service"}}) { handle } }'
+assert [each.handle for each in pod.search_graphql(text, {"service": "mail"})] == ["mail"]
+
+text = 'query { Person { id ~owner (filter: {service: {eq: "chat"}}) { service ~sender { subject } } } }'
+ada = next(each for each in pod.api.graphql(text)["data"] if each["id"] == person.id)
+assert [(each["service"], each["~sender"][0]["subject"]) for each in ada["~owner"]] == [("chat", "Hello")]
+status, text = refusal(pod.search_graphql, "query { Message { subject nothing } }")
+assert (status, text) == (400, "'nothing' is no property and no edge of Message")
+"""
+    client.run(BEGIN + program, served.url)
+
+
+def test_its_commands_begin_runs(client: Client, served: Served) -> None:
+    """With stored keys, by a description of the run, and in the environment of a run that has a token."""
+    program = """
+import json
+import os
+import types
+
+import requests
+
+# What makes commands of these functions is not to be had whole any more; they are called as they are.
+sys.modules["fastscript"] = types.SimpleNamespace(Param=lambda *about: about, call_parse=lambda function: function)
+
+from pymemri.plugin import constants, states
+from pymemri.plugin.cli import run_plugin, simulate_run_plugin_from_frontend, store_keys
+from pymemri.webserver.webserver import WebServer
+
+WebServer.run = lambda self: None  # it would listen on every address of this machine
+
+about = {
+    "containerImage": "pymemri",
+    "pluginModule": "pymemri.examples.example_plugin",
+    "pluginName": "ExamplePlugin",
+    "account": {"service": "mail", "identifier": "ada", "secret": "token", "refreshToken": "refresh"},
+}
+with open("about.json", "w") as file:
+    json.dump(about, file)
+store_keys()
+run_plugin(pod_full_address=URL, metadata="about.json")
+pod = PodClient.from_local_keys(url=URL)
+(done,) = pod.search({"type": "PluginRun"})
+assert (done.status, done.account[0].identifier) == (states.RUN_COMPLETED, "ada")
+assert [each.content for each in pod.search_typed(Message)] == ["test"]
+
+begun = simulate_run_plugin_from_frontend(pod_full_address=URL, metadata="about.json")
+pod.reset_local_db()
+found = pod.search_last_added("PluginRun")
+assert (found.id, found.containerImage, found.account[0].secret) == (begun.id, "pymemri", "token")
+
+pod.api.update_item({"id": begun.id, "reads": '["Message"]', "writes": '["Message"]'})
+claims = f"{URL}/api/{pod.owner_key}/claims"
+claim = requests.post(claims, json={"run": begun.id}, headers={"Authorization": f"Bearer {pod.database_key}"}).json()
+os.environ |= {
+    constants.POD_FULL_ADDRESS_ENV: URL,
+    constants.POD_OWNER_KEY_ENV: pod.owner_key,
+    constants.POD_TARGET_ITEM_ENV: json.dumps({"id": begun.id}),
+    constants.POD_AUTH_JSON_ENV: json.dumps({"data": {"token": claim["token"]}}),
+}
+run_plugin(read_args_from_env=True)
+pod.reset_local_db()
+assert pod.get(begun.id).status == states.RUN_COMPLETED and len(pod.search_typed(Message)) == 2
+print("done", flush=True)
+os._exit(0)  # its listeners would sleep for seconds
+"""
+    assert client.run(BEGIN + program, served.url).splitlines()[-1] == "done"
+
+
 def test_its_plugins_run(client: Client, served: Served) -> None:
     """As the owner's, and with a token that gives a right to what the run is for, and to nothing else."""
     program = """

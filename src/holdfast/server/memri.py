@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
+from http import HTTPStatus
 from typing import Any, Final, TypeVar, cast
 
 from fastapi import APIRouter, Path, Request
@@ -47,13 +48,14 @@ from holdfast.server.memri_forms import (
     item_form,
     read,
     read_query,
+    schema_of_clients,
 )
-from holdfast.server.problems import PROBLEM_TYPE
+from holdfast.server.memri_graphql import answer
+from holdfast.server.problems import PROBLEM_TYPE, Refused
 from holdfast.server.signing_in import READ_HERE_BYTES, Entrance, Session
 from holdfast.server.streaming import Held
 from holdfast.store import (
     Batch,
-    CreateItem,
     DeclareTypes,
     DeleteItem,
     Direction,
@@ -69,10 +71,6 @@ _AUTH_BYTES: Final = 16 * 2**10
 """Of a body: within the first ones who calls is looked for before the rest is read."""
 
 UNREACHABLE: Final = "unreachable"
-_NO_IMAGE: Final = (None, "", "none")
-"""As ``containerImage``: nothing is to be started."""
-
-_Hook = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,6 @@ class _Caller:
     store: Store
     key: str | None
     seed: bytes | None = field(repr=False)
-    on_run_created: _Hook
 
 
 # -- what the calls do ------------------------------------------------------------------------------------------------
@@ -152,6 +149,13 @@ def _search(caller: _Caller, payload: ItemForm) -> list[ItemForm]:
     return _found(caller.store, payload, caller.store.schema())
 
 
+def _graphql(caller: _Caller, payload: str) -> dict[str, list[ItemForm]]:
+    try:
+        return {"data": answer(caller.store, schema_of_clients(caller.store.schema()), payload)}
+    except InvalidError as exc:  # Memri's clients look for this status
+        raise Refused(HTTPStatus.BAD_REQUEST, exc) from exc
+
+
 def _get_edges(caller: _Caller, payload: EdgesForm) -> list[dict[str, Any]]:
     id_ = payload.item
     edges = caller.store.list_edges([id_], payload.direction).get(id_, []) if item_id.fullmatch(id_) else []
@@ -206,11 +210,6 @@ def _commit(caller: _Caller, draft: Draft) -> dict[str, Any]:
     used = definitions_used(uses, caller.store.schema()) if uses else ()
     declared = (DeclareTypes(used),) if used else ()
     caller.store.apply(Batch((*declared, *draft.operations), key=caller.key))
-    for operation in draft.operations:
-        if not isinstance(operation, CreateItem) or operation.type != "PluginRun":
-            continue
-        if operation.properties.get("containerImage") not in _NO_IMAGE:
-            caller.on_run_created(caller.owner, operation.id)
     return {}
 
 
@@ -235,6 +234,7 @@ CALLS: Final = (
     _Call("/v4/{owner}/create_edge", EdgeForm, _create_edge, dict[str, Any], True, "Link two items."),
     _Call("/v4/{owner}/delete_edge_by_source_target", EdgeForm, _delete_edge, dict[str, Any], True, "Remove an edge."),
     _Call("/v4/{owner}/search", ItemForm, _search, list[ItemForm], False, "The items that have these properties."),
+    _Call("/v4/{owner}/graphql", str, _graphql, dict[str, list[ItemForm]], False, "Search along edges."),
     _Call("/v4/{owner}/bulk", BulkForm, _bulk, dict[str, Any], True, "Much at once, all of it or nothing."),
     _Call("/v4/{owner}/plugin/status", PluginsForm, _plugin_status, dict[str, Any], False, "How runs are."),
     _Call("/v5/{owner}/schema", SchemaForm, _declare, dict[str, Any], True, "Declare item types."),
@@ -253,8 +253,6 @@ def memri_router(
     entrance: Entrance,
     intake: Intake,
     wake: Callable[[str], None],
-    *,
-    on_run_created: _Hook = lambda _owner, _run: None,
 ) -> APIRouter:
     """Return the routes.
 
@@ -262,11 +260,9 @@ def memri_router(
         entrance: Where callers say who they are.
         intake: What reads bodies.
         wake: Called with the owner after a write.
-        on_run_created: Called with the owner and the id of each PluginRun with a ``containerImage`` that was created,
-            when it is in the Pod, in any thread; again if the call is repeated. It must not raise.
     """
     router = APIRouter()
-    routes = _Routes(entrance, intake, wake, on_run_created)
+    routes = _Routes(entrance, intake, wake)
     for call in CALLS:
         told = _described(call.summary, _body_of(call.payload), call.answer)
         router.add_api_route(call.path, routes.answering(call), methods=["POST"], **told)
@@ -302,11 +298,10 @@ def _body_of(payload: Any) -> Any:
 class _Routes:
     """The addresses; see `memri_router`."""
 
-    def __init__(self, entrance: Entrance, intake: Intake, wake: Callable[[str], None], on_run_created: _Hook) -> None:
+    def __init__(self, entrance: Entrance, intake: Intake, wake: Callable[[str], None]) -> None:
         self._entrance = entrance
         self._intake = intake
         self._wake = wake
-        self._on_run_created = on_run_created
 
     def answering(self, call: _Call) -> Callable[..., Awaitable[Response]]:
         """Return what answers one name of the API."""
@@ -316,7 +311,7 @@ class _Routes:
             async with self._signed_in(request, owner, payload) as (session, asked):
                 key = request.headers.get("idempotency-key")
                 seed = None if key is None else self._seed(session, key)
-                caller = _Caller(session.owner, session.store, key, seed, self._on_run_created)
+                caller = _Caller(session.owner, session.store, key, seed)
                 work = session.write if call.writes else session.read
                 text = await work(lambda: to_json(call.work(caller, asked)))
                 if call.writes:

@@ -190,8 +190,8 @@ def read(adapter: TypeAdapter[P], text: bytes | str, what: str) -> P:
 # -- items as they travel ---------------------------------------------------------------------------------------------
 
 
-def item_form(row: ItemRow) -> ItemForm:
-    """Return an item as JSON; dates in milliseconds since 1970."""
+def item_form(row: ItemRow, properties: Mapping[str, Value | None] | None = None) -> ItemForm:
+    """Return an item as JSON, with all of its properties or just ``properties``; dates in milliseconds since 1970."""
     return {
         "id": row.id,
         "type": row.type,
@@ -199,7 +199,7 @@ def item_form(row: ItemRow) -> ItemForm:
         "dateModified": row.modified_ms,
         "dateServerModified": row.server_modified_ms,
         "deleted": row.is_deleted,
-        **row.properties,
+        **(row.properties if properties is None else properties),
     }
 
 
@@ -453,5 +453,10 @@ def read_query(fields: ItemForm, schema: Schema) -> Query:
     try:
         return query_from(fields, schema)
     except InvalidError:  # it may be of what nobody has written yet
-        every = {type_: {*more.properties, *more.edges} for type_, more in MORE.items()}
-        return query_from(fields, schema.joined(definitions_used(every, schema)))
+        return query_from(fields, schema_of_clients(schema))
+
+
+def schema_of_clients(schema: Schema) -> Schema:
+    """Return what can be searched for: what is declared, and what Memri's clients may write undeclared."""
+    every = {type_: {*more.properties, *more.edges} for type_, more in MORE.items()}
+    return schema.joined(definitions_used(every, schema))
