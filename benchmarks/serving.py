@@ -35,6 +35,8 @@ DOGS: Final = 2_000
 BULK: Final = 200
 COMMITS: Final = 100
 FLUSH_MS: Final = 5
+STRACE: Final = ("strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=fsync,fdatasync")
+"""Stops the server at its flushes alone: at each system call, it would be another server."""
 
 
 class Counts(StatefulPlugin):
@@ -61,6 +63,11 @@ def serving(home: Path, *before: str) -> Generator[str]:
             yield found["url"]
         finally:
             os.kill(found["pid"], signal.SIGTERM)  # not what runs it: strace would leave it behind
+
+
+def create(client: PodClient, number: int) -> None:
+    """Create one item."""
+    client.create(new_dogs(number, number + 1)[0])
 
 
 def each_of(clients: Sequence[PodClient], requests: int, work: Callable[[PodClient, int], object]) -> list[float]:
@@ -94,7 +101,8 @@ class Bench:
         """Measure, and yield one row after the other."""
         yield from self._requests()
         if shutil.which("strace") is not None:
-            yield self._flushes()
+            yield self._flushes(8)
+            yield self._flushes(32, goal=0.25)
             yield self._slow_flushes()
         yield self._run()
 
@@ -121,7 +129,7 @@ class Bench:
             kinds: dict[str, tuple[int, Callable[[PodClient, int], object]]] = {
                 "get": (REQUESTS, lambda client, number: client.get(ids[number])),
                 "search (20 of 2,000)": (REQUESTS, lambda client, _: client.search({"name": "Rex", "_limit": 20})),
-                "create": (REQUESTS, lambda client, number: client.create(new_dogs(number, number + 1)[0])),
+                "create": (REQUESTS, create),
                 f"bulk of {BULK}": (
                     REQUESTS // 10,
                     lambda client, number: client.bulk_action(create_items=new_dogs(number, number + BULK)),
@@ -142,18 +150,21 @@ class Bench:
         """Return the seconds for one of so many creates."""
         with self._clients(name, count, *before) as clients:
             began = time.perf_counter()
-            each_of(clients, requests, lambda client, number: client.create(new_dogs(number, number + 1)[0]))
+            each_of(clients, requests, create)
             return (time.perf_counter() - began) / requests
 
-    def _flushes(self) -> Row:
-        log = self.folder / "flushes"
-        self._create("flushing", 32, REQUESTS, "strace", "-f", "-qq", "-e", "trace=fdatasync", "-o", str(log))
-        flushes = log.read_text().count("fdatasync(") / REQUESTS
-        return counted("32 clients creating over HTTP", "flushes per acknowledged write", round(flushes, 3), goal=0.25)
+    def _flushes(self, count: int, goal: float | None = None) -> Row:
+        log = self.folder / f"flushes-{count}"
+        with self._clients(f"flushing-{count}", count, *STRACE, "-o", str(log)) as clients:
+            before = log.read_text().count("sync(")
+            each_of(clients, REQUESTS, create)
+            flushes = (log.read_text().count("sync(") - before) / REQUESTS
+        work = f"{count} clients creating over HTTP"
+        return counted(work, "flushes per acknowledged write", round(flushes, 3), goal=goal)
 
     def _slow_flushes(self) -> Row:
         delay = f"inject=fdatasync:delay_enter={FLUSH_MS * 1000}"
-        strace = ("strace", "-f", "-qq", "-e", "trace=fdatasync", "-e", delay, "-o", os.devnull)
+        strace = (*STRACE, "-e", delay, "-o", os.devnull)
         ratios = [
             self._create(f"slow-{number}", 32, REQUESTS, *strace) / self._create(f"one-{number}", 1, 100, *strace)
             for number in range(3)

@@ -208,24 +208,12 @@ def test_restarted_under_five_running_plugins_they_carry_on_and_without_kept_key
             assert ticks == list(range(int(str(server.store().list_variables(state)["n"]))))
 
 
-def test_32_clients_share_flushes(tmp_path: Path) -> None:
-    """At most one for four acknowledged writes, counted by the kernel, on a disk whose flush takes 5 ms.
-
-    On a faster one fewer wait for each other, and less is to be gained.
-    """
+@pytest.mark.parametrize("delay", [(), ("-e", "inject=fdatasync:delay_exit=5000")], ids=["bare", "a flush of 5 ms"])
+def test_32_clients_share_flushes(tmp_path: Path, delay: Sequence[str]) -> None:
+    """At most one for four acknowledged writes, counted by the kernel, however quick or slow the disk is."""
     require_strace()
     log = tmp_path / "log"
-    count = [
-        "strace",
-        "-f",
-        "--seccomp-bpf",
-        "-qq",
-        "-e",
-        "trace=fsync,fdatasync",
-        "-e",
-        "inject=fdatasync:delay_exit=5000",
-    ]
-    count += ["-o", str(log)]
+    count = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=fsync,fdatasync", *delay, "-o", str(log)]
     with Process(tmp_path / "home", before=count) as server:
         stores = [server.store() for _ in range(32)]
         before = len(log.read_text().splitlines())

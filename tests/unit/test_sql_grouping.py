@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import ConflictError, HoldfastError, InvalidError, NotFoundError, UnavailableError
+from holdfast.errors import ConflictError, FencedError, HoldfastError, InvalidError, NotFoundError, UnavailableError
 from holdfast.interrupts import uninterrupted
 from holdfast.items import PropertyDefinition, TypeDefinition
+from holdfast.runs import Fence
 from holdfast.sql import SqliteStore
 from holdfast.sql.grouping import GroupedStore
 from holdfast.store import (
@@ -25,6 +26,7 @@ from holdfast.store import (
     DeleteItem,
     IncrementVariable,
     Query,
+    RenewLease,
     Result,
     SetVariable,
     UpdateItem,
@@ -303,6 +305,128 @@ def test_closing_carries_out_what_waits_and_refuses_what_comes(store: GroupedSto
     assert [future.result() for future in futures] == [(None,)] * 3
     with SqliteStore(file.path, KEY) as other:
         assert other.list_variables("s").keys() == {"a", "b", "c"}
+
+
+# -- company ----------------------------------------------------------------------------------------------------------
+
+FOR_EVER_S = 3600.0
+"""Longer than a test may take: who waits that long waits for something else."""
+
+
+@contextmanager
+def crowded(file: Gated, count: int) -> Generator[GroupedStore]:
+    """Yield a store that waits for company for ever, after one batch alone and so many together."""
+    store = GroupedStore(file, patience_s=FOR_EVER_S)
+    try:
+        with writing(store, file, *[put("x")] * (count + 1)):
+            pass
+        until(lambda: not store._queue)
+        assert file.groups == [1, count]
+        yield store
+    finally:
+        file.gate.set()
+        store.close()
+
+
+def come(store: GroupedStore, pool: ThreadPoolExecutor, count: int) -> None:
+    """Let so many more wait, one after the other."""
+    for number in range(len(store._queue) + 1, len(store._queue) + count + 1):
+        pool.submit(store.apply, put("y"))
+        until(lambda number=number: len(store._queue) == number)
+
+
+def test_who_writes_alone_or_with_one_other_waits_for_nobody(file: Gated) -> None:
+    """However patient the store is, and after a pair has met by chance."""
+    with crowded(file, 2) as store:
+        assert [store.apply(put(name)) for name in "abc"] == [(None,)] * 3
+        assert file.groups == [1, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("count, company", [(3, 2), (5, 4), (17, 16), (40, 16)])
+def test_a_group_waits_for_as_many_as_lately_but_one(file: Gated, count: int, company: int) -> None:
+    """But for sixteen at most; the last of them are enough to let the next ones wait for as many."""
+    with ThreadPoolExecutor(company) as pool, crowded(file, count) as store:
+        for _ in range(2):
+            futures = [pool.submit(store.apply, put("y")) for _ in range(company)]
+            assert [future.result() for future in futures] == [(None,)] * company
+        assert file.groups == [1, count, company, company]
+
+
+def test_what_is_looked_at_is_the_last_eight_groups(file: Gated) -> None:
+    """Of which one that was larger counts, and one before them does not."""
+    with ThreadPoolExecutor(3) as pool, crowded(file, 4) as store:
+        for company in (*[3] * 8, 2):
+            file.gate.clear()
+            come(store, pool, company)
+            file.gate.set()
+            until(lambda: not store._queue)
+        assert file.groups == [1, 4, *[3] * 8, 2]
+
+
+def test_who_was_left_behind_waits_in_vain_once(file: Gated) -> None:
+    """Then is written alone, and so are those after it."""
+    with crowded(file, 5) as store:
+        store._patience_s = 0
+        assert store.apply(put("a")) == (None,)
+        store._patience_s = FOR_EVER_S
+        assert store.apply(put("b")) == (None,)
+        assert file.groups == [1, 5, 1, 1]
+
+
+def test_a_group_that_was_less_than_expected_changes_nothing(file: Gated) -> None:
+    """Unless it is one alone: the others may have been late."""
+    with ThreadPoolExecutor(6) as pool, crowded(file, 5) as store:
+        file.gate.clear()
+        come(store, pool, 4)
+        until(lambda: len(file.groups) == 3)
+        store._patience_s = 0
+        come(store, pool, 2)
+        file.gate.set()
+        until(lambda: not store._queue)
+        store._patience_s = FOR_EVER_S
+        file.gate.clear()
+        come(store, pool, 4)
+        file.gate.set()
+        until(lambda: not store._queue)
+        assert file.groups == [1, 5, 4, 2, 4]
+
+
+def test_a_renewal_waits_for_no_company_and_takes_those_along_who_do(file: Gated) -> None:
+    """A lease runs while it waits. Here there is none to be renewed."""
+    with ThreadPoolExecutor(1) as pool, crowded(file, 5) as store:
+        waiting = pool.submit(store.apply, put("a"))
+        until(lambda: store._queue)
+        with pytest.raises(FencedError):
+            store.apply(Batch((RenewLease(Fence(state="absent", epoch=1, holder="h"), 1_000),)))
+        assert waiting.result() == (None,)
+        assert file.groups == [1, 5, 2]
+
+
+def test_closing_ends_the_wait_for_company(file: Gated) -> None:
+    """Whoever was let in is answered."""
+    with ThreadPoolExecutor(1) as pool, crowded(file, 5) as store:
+        waiting = pool.submit(store.apply, put("a"))
+        until(lambda: store._queue)
+        store.close()
+        assert waiting.result() == (None,)
+
+
+def test_who_waits_for_company_is_not_answered_and_takes_its_batch_back_at_ctrl_c(file: Gated) -> None:
+    """The thread that writes goes on without it, also when nobody else came in time."""
+    with crowded(file, 3) as store:
+        writer = store._writer
+        assert writer is not None
+        pressing = interrupted(lambda: store._queue)
+        with pytest.raises(KeyboardInterrupt):
+            store.apply(put("a"))
+        pressing.join()
+        with store._changed:  # as when its patience has ended
+            store._lately.clear()
+            store._changed.notify()
+        writer.join(0.1)  # one that took nothing for the end would end now
+        assert store.apply(put("b")) == (None,)
+        assert store._writer is writer
+        assert store.list_variables("s").keys() == {"x", "b"}
 
 
 # -- interrupted ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """Group commit: what threads want written at the same time becomes durable together, with one flush for all.
 
-Hides a queue and the one thread that writes from it. Nobody waits for company: the thread takes what has come while it
-wrote what came before, so groups grow with the load, and who writes alone is written for alone.
+Hides a queue and the one thread that writes from it. The thread takes what has come while it wrote what came before, so
+groups grow with the load. Where a flush is quick, that alone would be few: once three or more have come together, later
+groups wait a moment for as many as lately, but one. Who writes alone waits for nobody, nor do two, nor does a renewal
+of a lease. When many have gone, who is left alone waits in vain once, and a few who are left for eight groups at most.
 
-The failure argument. *The process dies*: nobody was answered before the commit. *The disk fails*: all of that group are
-told so, none that it is there. *A batch is refused, or meets a defect*: its neighbours are written without it. *The
-thread dies*: those who wait are told, and the next write starts another. *A forked child* has the store, but neither
-the thread nor the queue, which are its parent's.
+The failure argument. *The process dies*: nobody was answered before the commit, however long that waited for company.
+*The disk fails*: all of that group are told so, none that it is there. *A batch is refused, or meets a defect*: its
+neighbours are written without it. *The thread dies*: those who wait are told, and the next write starts another. *It is
+closed*: nobody waits for company any more. *A forked child* has the store, but neither the thread nor the queue, which
+are its parent's.
 """
 
 from __future__ import annotations
@@ -22,13 +25,19 @@ from typing import Final
 from holdfast.errors import HoldfastError, UnavailableError
 from holdfast.interrupts import is_interrupted, uninterrupted
 from holdfast.sql.sqlite import SqliteStore
-from holdfast.store import MAX_BYTES, Batch, Result, Store, size_bytes
+from holdfast.store import MAX_BYTES, Batch, RenewLease, Result, Store, size_bytes
 from holdfast.store.wire import METHODS
 
 MAX_BATCHES: Final = 256
 MAX_GROUP_OPERATIONS: Final = 20_000
 """Of all batches of a group, unless it is one alone: so that those who write past the queue need not wait for long."""
 
+_PATIENCE_S: Final = 0.005
+"""How long a group waits for company: a few requests over HTTP come in that time, and nobody notices it."""
+_LATELY: Final = 8
+"""How many groups back are looked at: few come together by chance now and then, though many write."""
+_MAX_COMPANY: Final = 16
+"""More need not come: a sixteenth of a flush is little."""
 _LOOK_S: Final = 0.1
 """How often who waits looks whether a signal asks it to stop."""
 
@@ -41,6 +50,7 @@ class _Waiting:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.operations = len(batch.operations)
+        self.is_urgent = any(type(each) is RenewLease for each in batch.operations)
         self.size_bytes = sum(map(size_bytes, batch.operations))
         self.is_under_way = self.is_told = False
         self.answer: tuple[Result, ...] | BaseException = ()
@@ -60,10 +70,12 @@ class GroupedStore(Store):
 
     Args:
         store: Where everything is; closed with this one.
+        patience_s: How long a group waits at most for those who may be on their way.
     """
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: SqliteStore, *, patience_s: float = _PATIENCE_S) -> None:
         self._store = store
+        self._patience_s = patience_s
         self._is_closed = False
         self._begin()
         for name in METHODS.keys() - {"apply"}:
@@ -74,6 +86,8 @@ class GroupedStore(Store):
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()
         self._writer: threading.Thread | None = None
+        self._lately: deque[int] = deque(maxlen=_LATELY)
+        """How many batches each of the last groups had, since one waited and nobody came."""
 
     def apply(self, batch: Batch) -> tuple[Result, ...]:
         """Apply ``batch`` as `Store.apply` says, perhaps together with those of other threads.
@@ -90,7 +104,8 @@ class GroupedStore(Store):
             with uninterrupted(), self._changed:
                 self._check_open()
                 self._queue.append(waiting)
-                self._changed.notify()
+                if len(self._queue) == 1 or self._is_enough():  # else the thread would only find that it has to wait on
+                    self._changed.notify()
             self._wait(waiting)
         except BaseException:
             self._withdraw(waiting)
@@ -159,7 +174,12 @@ class GroupedStore(Store):
         There are none when the store was closed and all have been.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._is_closed)
+            while True:
+                self._changed.wait_for(lambda: self._queue or self._is_closed)
+                if not self._changed.wait_for(self._is_enough, self._patience_s) and len(self._queue) < 2:
+                    self._lately.clear()
+                if self._queue or self._is_closed:  # all may have been taken back
+                    break
             count = operations = size = 0
             for waiting in islice(self._queue, MAX_BATCHES):
                 operations += waiting.operations
@@ -168,7 +188,13 @@ class GroupedStore(Store):
                     break
                 waiting.is_under_way = True
                 count += 1
+            self._lately.append(count)
             return list(islice(self._queue, count))
+
+    def _is_enough(self) -> bool:
+        """Whether as many have come as may be expected, or somebody cannot wait."""
+        company = min(_MAX_COMPANY, max(self._lately, default=1) - 1)
+        return len(self._queue) >= company or self._is_closed or any(waiting.is_urgent for waiting in self._queue)
 
     def _answers(self, batches: list[Batch]) -> list[tuple[Result, ...] | BaseException]:
         try:
