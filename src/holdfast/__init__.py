@@ -63,6 +63,7 @@ _PUBLIC: Final = {
     "RetryLater": "plugins",
     "Save": "snapshots.saving",
     "SaveCondition": "snapshots.conditions",
+    "Schedule": "items",
     "Secret": "items",
     "Settings": "context",
     "SnapshotConfig": "plugins",

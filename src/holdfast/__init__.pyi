@@ -28,6 +28,7 @@ from holdfast.items import Person as Person
 from holdfast.items import Photo as Photo
 from holdfast.items import Plugin as Plugin
 from holdfast.items import PluginRun as PluginRun
+from holdfast.items import Schedule as Schedule
 from holdfast.items import Secret as Secret
 from holdfast.items import version_of as version_of
 from holdfast.plugins import Cancelled as Cancelled

@@ -8,6 +8,9 @@ this file's own (HKDF-SHA256 of the Pod's key, the salt and the name). The nonce
 is the last one, as in the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizár 2015): chunks that were changed,
 exchanged, left out or cut off are found before they are handed out. A file's name on disk is a keyed hash, so that who
 reads the disk cannot tell which known file lies there.
+
+A file that is found damaged gets another name, so that its own is free for whoever has the bytes. Until somebody brings
+them it is still read from there: it may be the disk that errs, and not for ever.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from holdfast.disk import Blocks, Disk, ExistsError, MissingError, StrPath
-from holdfast.errors import ConflictError, DamagedError, InvalidError, NotFoundError
+from holdfast.errors import ConflictError, DamagedError, HoldfastError, InvalidError, NotFoundError
 from holdfast.values import shown
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ _WAIT_S: Final = 30.0
 
 _hash_text: Final = re.compile(r"[0-9a-f]{64}")
 _stored_name: Final = _hash_text
+_DAMAGED: Final = ".damaged"
 
 
 class DiskBlobs:
@@ -63,7 +67,7 @@ class DiskBlobs:
         """Keep a file, and return its size in bytes; once this returns it is durable.
 
         Raises:
-            ConflictError: It is there already.
+            ConflictError: It is there already, as far as `exists` knows.
             InvalidError: ``sha256`` is no such hash in 64 hexadecimal digits, or not that of the bytes; nothing is
                 kept then.
         """
@@ -96,19 +100,16 @@ class DiskBlobs:
 
         Raises:
             NotFoundError: There is none.
-            DamagedError: It is not what was kept; maybe only found after some of its bytes were handed out.
+            DamagedError: It is not what was kept; maybe only found after some of its bytes were handed out. From then
+                on it can be `put` again, which replaces it.
         """
-        path = self._path(sha256)
-        try:
-            blocks = self._disk.open_blocks(path, is_cached=True)
-        except MissingError as exc:
-            raise NotFoundError(f"the bytes of file {sha256!r} are not there: upload them", sha256=sha256) from exc
+        blocks = self._open(sha256)
         try:
             sealed = os.fstat(blocks.fd).st_size - _HEADER_BYTES
             header = bytearray(_HEADER_BYTES)
             is_whole = blocks.read(memoryview(header), 0) == _HEADER_BYTES and header.startswith(_MAGIC)
             if not is_whole or sealed < _TAG_BYTES or 0 < sealed % _SEALED_BYTES < _TAG_BYTES:
-                raise _damaged(path, sha256)  # noqa: TRY301 -- what closes the file is here
+                raise self._set_aside(blocks, sha256)  # noqa: TRY301 -- what closes the file is here
             cipher = _cipher(self._key, bytes(header[len(_MAGIC) :]), sha256)
         except BaseException:
             blocks.close()
@@ -132,14 +133,34 @@ class DiskBlobs:
                     try:
                         plain = cipher.decrypt(_nonce(number, is_last=number == chunks), sealed, None)
                     except InvalidTag as exc:
-                        raise _damaged(blocks.path, sha256) from exc
+                        raise self._set_aside(blocks, sha256) from exc
                     if plain:
                         yield plain
                 if not found:
-                    raise _damaged(blocks.path, sha256)  # it became shorter since
+                    raise self._set_aside(blocks, sha256)  # it became shorter since
+
+    def _open(self, sha256: str) -> Blocks:
+        path = self._path(sha256)
+        for each in (path, _aside(path), path):  # twice: it may be brought between the first two looks
+            with suppress(MissingError):
+                return self._disk.open_blocks(each, is_cached=True)
+        raise NotFoundError(f"the bytes of file {sha256!r} are not there: upload them", sha256=sha256)
+
+    def _set_aside(self, blocks: Blocks, sha256: str) -> DamagedError:
+        """Take its name from a file that is damaged, if it can be, and return the error."""
+        path = self._path(sha256)
+        # Where nothing can be written it keeps its name. Under the lock, so that no other file comes between.
+        with suppress(HoldfastError, OSError), self._disk.lock(self.folder / _LOCK, wait_s=_WAIT_S):
+            if os.path.samestat(os.fstat(blocks.fd), path.stat()):
+                self._disk.delete(_aside(path))
+                self._disk.rename(path, _aside(path))
+        message = (
+            f"the file {str(path)!r} with the bytes of {sha256!r} is damaged: restore a backup, or upload them again"
+        )
+        return DamagedError(message, path=str(path), sha256=sha256)
 
     def exists(self, sha256: str) -> bool:
-        """Say whether the bytes of a file are there."""
+        """Say whether the bytes of a file are there, and were not found damaged by who read them."""
         path = self._path(sha256)
         if not path.exists():
             return False
@@ -153,11 +174,12 @@ class DiskBlobs:
         that goes: either ``is_needed`` finds the description, or `exists` waits and answers no.
         """
         path = self._path(sha256)
-        if not path.exists():
+        if not path.exists() and not _aside(path).exists():
             return
         with self._disk.lock(self.folder / _LOCK, wait_s=_WAIT_S):
             if not is_needed():
-                self._disk.delete(path)
+                for each in (path, _aside(path)):
+                    self._disk.delete(each)
 
     def sweep(self) -> None:
         """Remove what writers that died have left; the next writer does it as well."""
@@ -241,6 +263,7 @@ class Writing:
             self._disk.rename(self._blocks.path, self._target)
         except ExistsError as exc:
             raise _taken(self._sha256) from exc
+        self._disk.delete(_aside(self._target))
         return self.size_bytes
 
     def _seal(self, *, is_last: bool) -> None:
@@ -280,6 +303,5 @@ def _taken(sha256: str) -> ConflictError:
     return ConflictError(f"the bytes of file {sha256!r} are there already", sha256=sha256)
 
 
-def _damaged(path: Path, sha256: str) -> DamagedError:
-    message = f"the bytes of file {sha256!r} in {str(path)!r} are damaged: restore a backup, or upload them again"
-    return DamagedError(message, path=str(path), sha256=sha256)
+def _aside(path: Path) -> Path:
+    return path.with_suffix(_DAMAGED)

@@ -904,7 +904,10 @@ class PluginRun(Item):
     """One attempt to carry a plugin to its end on one plugin state.
 
     ``reads`` and ``writes`` are what its owner grants it, in a Pod that it reaches with a token: each a JSON list of
-    item types.
+    item types. One with ``interval`` or ``cron`` brings a `Schedule` with it when it is launched.
+
+    ``retryAt`` is when it may be launched again; ``deaths`` counts how often it was lost without progress since
+    ``deathMark``, which tells one progress from another.
     """
 
     containerImage: str | None = None
@@ -925,6 +928,36 @@ class PluginRun(Item):
     view: list[CVUStoredDefinition] = []
     reads: str | None = None
     writes: str | None = None
+    cron: str | None = None
+    timezone: str | None = None
+    retryAt: datetime | None = None
+    deaths: int | None = None
+    deathMark: str | None = None
+
+
+class Schedule(Item):
+    """When runs of a plugin are begun by themselves, and what each of them is made of.
+
+    ``interval`` (seconds, counted from ``dateCreated``) or ``cron`` (in ``timezone``, default "UTC") says when;
+    ``overlap`` ("skip" or "queue") what happens while a run has not ended, ``catchUp`` ("latest", "all" or "none") what
+    happens to instants that nobody was there for. ``scheduledTo`` is the last instant that was claimed.
+    """
+
+    pluginModule: str | None = None
+    pluginName: str | None = None
+    containerImage: str | None = None
+    config: str | None = None
+    reads: str | None = None
+    writes: str | None = None
+    interval: int | None = None
+    cron: str | None = None
+    timezone: str | None = None
+    overlap: str | None = None
+    catchUp: str | None = None
+    scheduledTo: datetime | None = None
+    isPaused: bool | None = None
+    pluginState: list[PersistentState] = []
+    account: list[Account] = []
 
 
 BUILT_IN: Final[tuple[type[Item], ...]] = (
@@ -941,5 +974,6 @@ BUILT_IN: Final[tuple[type[Item], ...]] = (
     Photo,
     Plugin,
     PluginRun,
+    Schedule,
 )
 """The types that every Pod knows without being told."""

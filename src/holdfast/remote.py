@@ -43,6 +43,7 @@ from holdfast.store import (
     EdgeRow,
     Found,
     ItemRow,
+    LogPart,
     Query,
     Question,
     RenewLease,
@@ -388,6 +389,12 @@ class RemoteStore(Store):
 
     def list_questions(self, state: str) -> list[Question]:  # noqa: D102
         return self._ask("list_questions", state)
+
+    def list_log(self, run: str, after: int = 0) -> list[LogPart]:  # noqa: D102
+        return self._ask("list_log", run, after)
+
+    def find_log_end(self, run: str, source: str) -> str:  # noqa: D102
+        return self._ask("find_log_end", run, source)
 
     def now_ms(self) -> int:  # noqa: D102
         return self._ask("now_ms")

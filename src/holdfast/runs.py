@@ -259,6 +259,16 @@ _MAX_SLUG: Final = 23
 """What 63 characters leave for the plugin, beside "hf", 16 of a hash, an epoch of 63 bits, and what is between."""
 
 
+_LIMITS: Final = (
+    ("memory_bytes", 1, 2**62),
+    ("processes", 1, 2**31),
+    ("cpus", 0.001, 10_000),
+    ("file_bytes", 1, 2**62),
+    ("nice", 0, 19),
+)
+"""What each limit can be, from the first number to the second."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a launched run may use at most; None: as much as there is. What a launcher cannot limit, it does not.
@@ -269,6 +279,9 @@ class Limits:
         cpus: How many processors' time; only in a container.
         file_bytes: Of any one file that it writes, its log included; only in a process.
         nice: How far it stands back for others, 0 to 19; only in a process.
+
+    Raises:
+        InvalidError: One is no such limit. Systems and engines take 0 for "none", and would not limit at all.
     """
 
     memory_bytes: int | None = None
@@ -276,6 +289,13 @@ class Limits:
     cpus: float | None = None
     file_bytes: int | None = None
     nice: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in _LIMITS:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:  # what is no number is neither
+                message = f"{name} cannot be limited to {shown(value)}: {least} to {most} is expected"
+                raise InvalidError(message, limit=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -388,7 +408,8 @@ class Launcher(Protocol):
         own nothing that was not listed.
 
         Raises:
-            NotFoundError: There is no such image or program. `probe` answers failed, and says so.
+            NotFoundError: There is no such image or program. `probe` answers failed, and says so. A program that an
+                image does not have may also be found out later: it has then ended with exit code 127.
             InvalidError: It cannot be started like this. As above.
         """
         ...
@@ -402,7 +423,7 @@ class Launcher(Protocol):
 
         It is asked to end (SIGTERM) and killed ``grace_s`` seconds later; what it began may be killed as soon as it has
         ended. When this returns nothing of it runs, and `probe` says so. Nothing happens if it has ended already, or
-        was never launched.
+        was never launched. While it is being launched this raises UnavailableError, after a while.
         """
         ...
 
@@ -421,7 +442,11 @@ class Launcher(Protocol):
         ...
 
     def list(self) -> Sequence[Launched]:
-        """Return all that was launched here and not deleted, also what has ended; sorted by name."""
+        """Return all that was launched here and not deleted, sorted by name.
+
+        What has ended is there too, and what could not be started. What it says of one that has changed its own notes
+        cannot be relied upon; what it says of others can.
+        """
         ...
 
 

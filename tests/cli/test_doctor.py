@@ -97,7 +97,8 @@ def flip(home: Path) -> None:
 def never_finish(home: Path) -> None:
     """Leave what a process leaves that dies before a Pod's first byte."""
     (home / "pod.db").unlink()
-    next(home.glob("pods/*.db")).unlink()
+    for pattern in ("pods/*.db", "pods/*.made"):
+        next(home.glob(pattern)).unlink()
 
 
 def bring_other_keys(home: Path) -> None:
@@ -157,6 +158,15 @@ def test_a_file_that_is_gone_is_a_failure_with_the_way_back(pattern: str, advice
 
     assert answer.code == 6
     assert advice in [each["advice"] for each in answer.document["findings"]]
+
+
+def test_a_pod_that_is_gone_is_a_failure_where_no_key_of_it_is_kept(call: Call, dogs: Path) -> None:
+    """One that was never finished is none: whoever made it was killed."""
+    next(dogs.glob("pods/*.db")).unlink()
+    (dogs / "pod.db").unlink()
+    assert verdicts(call("doctor", "--json"))["Pod"] == "fail"
+    next(dogs.glob("pods/*.made")).unlink()
+    assert verdicts(call("doctor", "--json"))["Pod"] == "warn"
 
 
 def test_a_home_that_is_a_file_is_a_failure(call: Call, home: Path) -> None:

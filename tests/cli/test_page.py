@@ -7,11 +7,17 @@ from pathlib import Path
 import click
 import pytest
 
-from holdfast.cli import command, run_plugin, store_keys
+from holdfast.cli import command, run_plugin, simulate, store_keys
 from holdfast.cli.invocation import run
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
-HELP = dict(re.findall(r"(?ms)^```console\n\$ ((?:holdfast|run_plugin|store_keys)\b[^\n]*) --help\n(.*?)^```$", PAGE))
+PROGRAMS = {
+    "holdfast": command,
+    "run_plugin": run_plugin.command,
+    "simulate_run_plugin_from_frontend": simulate.command,
+    "store_keys": store_keys.command,
+}
+HELP = dict(re.findall(rf"(?ms)^```console\n\$ ((?:{'|'.join(PROGRAMS)})\b[^\n]*) --help\n(.*?)^```$", PAGE))
 
 
 def commands(name: str, found: click.Command) -> Iterator[str]:
@@ -28,7 +34,7 @@ def commands(name: str, found: click.Command) -> Iterator[str]:
 
 def test_the_page_shows_every_command() -> None:
     """None that there is not, none left out."""
-    assert sorted(HELP) == sorted(["holdfast", *commands("holdfast", command), "run_plugin", "store_keys"])
+    assert sorted(HELP) == sorted([*commands("holdfast", command), *PROGRAMS])
 
 
 @pytest.mark.parametrize("name", HELP)
@@ -38,9 +44,8 @@ def test_the_help_on_the_page_is_what_the_command_prints(
     """Word for word, on a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     program, *words = name.split()
-    programs = {"holdfast": command, "run_plugin": run_plugin.command, "store_keys": store_keys.command}
 
-    assert run(programs[program], program, [*words, "--help"]) == 0
+    assert run(PROGRAMS[program], program, [*words, "--help"]) == 0
     assert capsys.readouterr().out == HELP[name]
 
 

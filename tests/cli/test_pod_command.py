@@ -111,7 +111,7 @@ def test_a_backup_says_what_it_holds_and_does_not_take_the_place_of_anything(
     assert answer.err == ""
     assert {name: answer.document[name] for name in ("path", "format", "items")} == {
         "path": str(tmp_path / "backup"),
-        "format": 2,
+        "format": 3,
         "items": 3,
     }
     assert call("pod", "backup", tmp_path / "backup").code == 5

@@ -50,7 +50,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
     return folder / "cert.pem", folder / "key.pem"
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_server_says_where_it_listens_and_ends_with_a_signal(tmp_path: Path, number: int, code: int) -> None:
     """On this machine alone, with nothing to warn of; nothing is left to check when it is next opened."""
     with Process(tmp_path / "home") as server:

@@ -102,7 +102,13 @@ class Served:
 
 @contextmanager
 def serving(
-    home: Path, *, opener: Opener | None = None, limits: Limits | None = None, max_open: int = 8, **how: Any
+    home: Path,
+    *,
+    opener: Opener | None = None,
+    limits: Limits | None = None,
+    max_open: int = 8,
+    lease_s: float = 60,
+    **how: Any,
 ) -> Generator[Served]:
     """Answer in a thread, for the Pods in ``home``; ``how`` is what `LocalPods` takes."""
     settings = Settings(home=home)
@@ -111,7 +117,7 @@ def serving(
     limits = limits or Limits()
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    server = Server(Application(pods, limits, version="0"), limits)
+    server = Server(Application(pods, limits, version="0", lease_s=lease_s), limits)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
     served = Served(f"http://127.0.0.1:{port}", pods, settings)

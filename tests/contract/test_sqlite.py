@@ -6,11 +6,21 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import pytest
 
-from holdfast.sql import SqliteStore
+from holdfast.sql import SqliteStore, back_up
 from holdfast.sql.migration import migrations
-from holdfast.store import KEY_KEPT_MS, Batch, CreateItem, IncrementVariable, Store, Written
+from holdfast.store import (
+    KEY_KEPT_MS,
+    AppendLog,
+    Batch,
+    CreateItem,
+    ExpireLogs,
+    IncrementVariable,
+    Store,
+    Written,
+)
 from holdfast.testing import FakeClock, JsonStore, StoreContract, StoreMachine
 
 
@@ -104,14 +114,74 @@ def test_keys_that_nobody_asks_for_any_more_go_a_few_with_each_that_comes(tmp_pa
             ]
 
 
-def test_a_file_of_format_1_is_migrated_and_is_then_like_a_fresh_one(tmp_path: Path) -> None:
-    """With what it held; from then on it knows which batches were applied."""
+@pytest.mark.parametrize("format_", [1, 2])
+def test_a_file_of_an_older_format_is_migrated_and_is_then_like_a_fresh_one(tmp_path: Path, format_: int) -> None:
+    """With what it held; from then on it knows which batches were applied, and keeps logs."""
     (tmp_path / "old").mkdir()
-    with SqliteStore(tmp_path / "old" / "pod.db", KEY, steps={1: migrations()[1]}) as store:
-        store.apply(Batch((IncrementVariable("s", "n"), CreateItem("a", "Person"))))
+    steps = {number: step for number, step in migrations().items() if number <= format_}
+    with SqliteStore(tmp_path / "old" / "pod.db", KEY, steps=steps) as store:
+        store.apply(Batch((IncrementVariable("s", "n"), CreateItem("a", "Person"), CreateItem("r", "PluginRun"))))
     with SqliteStore(tmp_path / "old" / "pod.db", KEY, clock=FakeClock(5)) as store:
         assert store.find_items(["a"]).keys() == {"a"}
         batch = Batch((IncrementVariable("s", "n"),), None, "k")
         assert store.apply(batch) == store.apply(batch) == (2,)
+        store.apply(Batch((AppendLog("r", "l", "", "1", "x"),)))
+        assert [part.text for part in store.list_log("r")] == ["x"]
     assert structure(tmp_path / "old" / "pod.db") == structure(tmp_path / "fresh.db")
-    assert (tmp_path / "old" / "pod.db.format-1").exists()
+    assert (tmp_path / "old" / f"pod.db.format-{format_}").exists()
+
+
+# -- logs in a file ---------------------------------------------------------------------------------------------------
+
+
+def test_a_log_and_how_far_it_goes_are_there_when_the_file_is_opened_anew_and_in_a_backup(tmp_path: Path) -> None:
+    """Who ships it may have died, or the machine: what comes after is appended wherever the Pod is opened."""
+    clock = FakeClock(5)
+    with SqliteStore(tmp_path / "pod.db", KEY, clock=clock) as store:
+        store.apply(Batch((CreateItem("r", "PluginRun"), AppendLog("r", "l", "", "1", "a"))))
+    back_up(tmp_path / "pod.db", KEY, tmp_path / "backup")
+    for folder in (tmp_path, tmp_path / "backup"):
+        with SqliteStore(folder / "pod.db", KEY, clock=clock) as store:
+            assert store.find_log_end("r", "l") == "1"
+            store.apply(Batch((AppendLog("r", "l", "", "1", "a"), AppendLog("r", "l", "1", "2", "b"))))
+            assert [(part.number, part.at_ms, part.text) for part in store.list_log("r")] == [(1, 5, "a"), (2, 5, "b")]
+
+
+def test_what_is_done_to_a_log_does_not_depend_on_how_long_it_is(tmp_path: Path) -> None:
+    """The database takes no more steps to append, to let the oldest go, and to read what is new, than at first."""
+    text = "x" * 8_000
+    with SqliteStore(tmp_path / "pod.db", KEY, clock=FakeClock(5)) as store:
+
+        def ship(start: int, stop: int, *more: ExpireLogs) -> None:
+            parts = [AppendLog("r", "l", str(at or ""), str(at + 1), text) for at in range(start, stop)]
+            store.apply(Batch((*parts, *more)))
+
+        def ship_others(start: int, stop: int) -> None:
+            store.apply(Batch(tuple(AppendLog("q", f"l{at}", "", "1", "x") for at in range(start, stop))))
+
+        def steps(at: int, number: int) -> int:
+            """Append one part, expire none, and read that part, by its number; return in how many steps."""
+            taken = list[int]()
+            used = [each for each in (store._writer, *store._readers) if each is not None]
+            for connection in used:
+                connection.trace_v2(
+                    apsw.SQLITE_TRACE_PROFILE,
+                    lambda event: taken.append(event["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]),
+                )
+            ship(at, at + 1, ExpireLogs(5))
+            assert store.find_log_end("r", "l") == str(at + 1)
+            assert [part.end for part in store.list_log("r", number - 1)] == [str(at + 1)]
+            assert used == [store._writer, *store._readers]
+            for connection in used:
+                connection.trace_v2(0)
+            return sum(taken)
+
+        store.apply(Batch((CreateItem("r", "PluginRun"), CreateItem("q", "PluginRun"))))
+        ship(0, 2)
+        assert [part.number for part in store.list_log("r")] == [1, 2]
+        short = steps(2, 3)
+        ship_others(0, 1_000)
+        ship(3, 3_000)
+        ship_others(1_000, 1_500)
+        assert store.list_log("r")[0].number > 900  # so each that comes lets one go
+        assert steps(3_000, 4_501) < short + 50

@@ -623,12 +623,12 @@ def test_a_keyring_of_a_newer_format_is_refused_by_name(home: Path) -> None:
     """And is not touched, not even by what mends a damaged one."""
     PodClient().close()
     path = Settings.read().keyring_path
-    change_keyring(path, "PRAGMA user_version = 2")
+    change_keyring(path, "PRAGMA user_version = 3")
     before = path.read_bytes()
     with pytest.raises(
-        InvalidError, match=r"pod\.db' has format 2, and this version of Holdfast reads formats up to 1"
+        InvalidError, match=r"pod\.db' has format 3, and this version of Holdfast reads formats up to 2"
     ):
         PodClient()
-    with pytest.raises(InvalidError, match="has format 2"):
+    with pytest.raises(InvalidError, match="has format 3"):
         Keyring(path, KEY).put("a" * 64, bytes(32))
     assert path.read_bytes() == before

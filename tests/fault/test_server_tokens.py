@@ -14,6 +14,7 @@ import pytest
 from holdfast.remote import make_pod
 from holdfast.runs import Status
 from holdfast.store import (
+    AppendLog,
     AskQuestion,
     Batch,
     ClaimLease,
@@ -64,6 +65,7 @@ class World:
                 [store.list_variables(state) for state in STATES],
                 [store.find_snapshot(state) for state in STATES],
                 [store.list_questions(state) for state in STATES],
+                [part.text for part in store.list_log("r2")],
                 [(lease.epoch, lease.holder) for state in STATES if (lease := store.find_lease(state))],
                 sorted(store.schema()),
             )
@@ -88,6 +90,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             CreateEdge("r2", "account", "a2"),
             SetVariable("other", "cursor", MARK),
             PointSnapshot("other", MARK),
+            AppendLog("r2", "l1", "", "9", MARK),
             ClaimLease("other", "r2", "h2", 600_000),
             AskQuestion("q2", "other", "r2", "k", json.dumps(MARK)),
         )
@@ -134,6 +137,8 @@ def attempts(world: World) -> Iterator[tuple[str, str, bytes, bool]]:
         {"op": "release_lease", "fence": others},
         {"op": "end_lease", "state": "other"},
         {"op": "cancel_lease", "state": "other"},
+        {"op": "append_log", "run": "r2", "source": "l1", "start": "9", "end": "10", "text": "x"},
+        {"op": "expire_logs", "before_ms": 2**53},
     ]
     asked: dict[str, list[Any]] = {
         "apply": [{"operations": [one], "fence": f} for one in operations for f in (None, fence, others)],
@@ -143,6 +148,8 @@ def attempts(world: World) -> Iterator[tuple[str, str, bytes, bool]]:
         "search": [{"query": {"type": "Person"}}, {"query": {}}, {"query": {"ids": ["p1", "a2"]}}],
         "edges": [{"ids": ["r2", "other"], "direction": "Outgoing"}, {"ids": ["a2"], "direction": "Incoming"}],
         **{name: [{"state": "other"}] for name in ("variables", "lease", "snapshot", "questions")},
+        "log": [{"run": "r2"}, {"run": "r1"}],
+        "log-end": [{"run": "r2", "source": "l1"}],
     }
     edge = {"_source": "r1", "_target": "a2", "_name": "account"}
     memri: dict[str, list[Any]] = {
@@ -154,6 +161,11 @@ def attempts(world: World) -> Iterator[tuple[str, str, bytes, bool]]:
         "create_edge": [edge],
         "delete_edge_by_source_target": [{"_source": "r2", "_target": "a2", "_name": "account"}],
         "search": [{"type": "Person"}, {}, {"ids": ["p1"]}, {"type": "Account", "[[edges]]": {}}],
+        "graphql": [
+            "{ Person { firstName } }",
+            "{ Account { handle secret } }",
+            "{ PluginRun { config account { handle secret } pluginState { ~pluginState { config } } } }",
+        ],
         "bulk": [
             {"createItems": [{"type": "Person", "id": "x"}]},
             {"deleteItems": ["p1"], "search": [{"type": "Person"}]},

@@ -12,6 +12,7 @@ import pytest
 
 from holdfast import InvalidError, PluginBase, PluginRun, PodClient
 from holdfast.testing import Dog
+from tests.components.servers import Process
 
 EXAMPLE = """
 from holdfast import PluginBase
@@ -51,10 +52,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_plugin(folder: Path, home: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run ``run_plugin WORDS`` in the folder below, as the seed does."""
+def run_plugin(
+    folder: Path, home: Path, *words: str, program: str = "run_plugin", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``run_plugin WORDS``, or another program, in the folder below, as the seed does."""
     return subprocess.run(
-        [Path(sys.executable).with_name("run_plugin"), *words],
+        [Path(sys.executable).with_name(program), *words],
         cwd=folder / "below",
         env={**os.environ, "HOLDFAST_HOME": str(home), **env},
         stdin=subprocess.DEVNULL,
@@ -84,6 +87,31 @@ def test_run_plugin_with_metadata_runs_the_example(folder: Path, home: Path) -> 
     assert (ran.returncode, ran.stdout) == (0, "Started plugin run...\nRun success!\n"), ran.stderr
     assert dogs() == ["Bob"]
     assert statuses() == ["done"]
+
+
+def test_simulate_run_plugin_from_frontend_lets_a_server_run_the_example(folder: Path, home: Path) -> None:
+    """`simulate_run_plugin_from_frontend --metadata "../example_plugin.json"`: a new process in turn calls run_plugin.
+
+    The server stands at another port than its own, so the environment says where; what the run prints is in its log.
+    """
+    with Process(home, words=["--launcher", "process", "--plugins", str(folder)]) as server:
+        program, words = "simulate_run_plugin_from_frontend", ["--metadata", "../example_plugin.json"]
+        asked = run_plugin(folder, home, *words, program=program, POD_FULL_ADDRESS=server.url)
+        assert (asked.returncode, asked.stderr) == (0, "")
+        run = asked.stdout.strip()
+        said = run_plugin(folder, home, "runs", "logs", "--follow", run, program="holdfast")
+
+        assert said.returncode == 0, said.stderr
+        lines = said.stdout.splitlines()
+        assert [line for line in lines if line.startswith(("Started", "Run s"))] == [
+            "Started plugin run...",
+            "Run success!",
+        ]
+        assert dogs() == ["Bob"]
+        with PodClient() as client:
+            done = client.get(run)
+        assert isinstance(done, PluginRun)
+        assert (done.status, done.containerImage) == ("done", "holdfast")
 
 
 def test_the_config_of_the_run_becomes_arguments(folder: Path, home: Path) -> None:
@@ -130,6 +158,22 @@ def test_a_run_can_be_named_in_the_environment(form: str, folder: Path, home: Pa
         assert client.get(str(run.id)).status == "done"  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def test_the_module_of_a_named_run_is_looked_for_where_it_is_said(folder: Path, home: Path) -> None:
+    """--plugin_path counts before the metadata's folder; without either, it is the current one."""
+    with PodClient() as client:
+        ids = [str(client.create(PluginRun(**METADATA)).id) for _ in range(2)]
+    (folder / "below" / "example_plugin.json").write_text("{}", encoding="utf-8")
+
+    absent = run_plugin(folder, home, "--plugin_run_id", ids[0], "--metadata", "example_plugin.json")
+    words = ["--metadata", "example_plugin.json", "--plugin_path", ".."]
+    found = run_plugin(folder, home, "--plugin_run_id", ids[0], *words)
+    from_env = run_plugin(folder, home, "--read_args_from_env", "--plugin_path", str(folder), POD_PLUGINRUN_ID=ids[1])
+
+    assert (absent.returncode, "there is no module 'example_plugin'" in absent.stderr) == (4, True)
+    assert (found.returncode, from_env.returncode) == (0, 0), (found.stderr, from_env.stderr)
+    assert dogs() == ["Bob", "Bob"]
+
+
 def test_passed_arguments_win_over_the_environment(folder: Path, home: Path) -> None:
     """If both are set, the command uses what was passed."""
     words = ["--metadata", "../example_plugin.json"]
@@ -146,6 +190,7 @@ def test_passed_arguments_win_over_the_environment(folder: Path, home: Path) -> 
         (["--read_args_from_env"], {}, (2, "no run is named")),
         (["--plugin_run_id", "absent"], {}, (4, "there is no item 'absent'")),
         (["--metadata", "absent.json"], {}, (4, "there is no file 'absent.json'")),
+        (["--metadata", "absent.json", "--plugin_path", "."], {}, (2, "--plugin_path is for a run that is named")),
         (["--metadata", "../example_plugin.json", "--config_file", "absent.json"], {}, (2, "'absent.json'")),
         (["--pod_full_address", "http://pod.example:3030", "--plugin_run_id", "x"], {}, (6, "http://pod.example:3030")),
         (["--plugin_run_id", "x"], {"POD_FULL_ADDRESS": "http://pod.example:3030"}, (6, "http://pod.example:3030")),

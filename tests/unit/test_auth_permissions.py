@@ -79,6 +79,7 @@ WORLD: list[Operation] = [
     op.PointSnapshot("other", MARK),
     op.AskQuestion("q1", "mine", "r1", "k", "{}"),
     op.AskQuestion("q2", "other", "r2", "k", MARK),
+    *(op.AppendLog(run, "l1", "", "9", MARK) for run in ("r1", "r2")),
     op.ClaimLease("mine", "r1", "h1", 60_000),
     op.MoveRun("r1", Status.STARTED),
 ]
@@ -145,6 +146,7 @@ def everything(pod: Store) -> Any:
         sorted(pod.search(Query(is_deleted=None, outgoing=True)), key=lambda each: each.item.id),
         [(pod.list_variables(each), pod.list_variables(each, "holdfast")) for each in states],
         [(pod.find_lease(each), pod.find_snapshot(each), pod.list_questions(each)) for each in states],
+        [(pod.list_log(each), pod.find_log_end(each, "l1")) for each in ("r1", "r2")],
     )
 
 
@@ -257,6 +259,9 @@ DENIED: list[tuple[Operation, str | None]] = [
     (op.EndLease("other"), None),
     (op.CancelLease("mine"), None),
     (op.CancelLease("other", 1), None),
+    (op.AppendLog("r1", "l1", "9", "10", "x"), None),
+    (op.AppendLog("r2", "l1", "9", "10", "x"), None),
+    (op.ExpireLogs(T0), None),
 ]
 """Each with the type that is logged."""
 
@@ -273,7 +278,9 @@ def test_what_is_not_its_own_and_in_no_right_is_denied(
         with pytest.raises(DeniedError) as caught:
             apply(plugin, *batch)
         assert caught.value.facts["operation"] == len(batch) // 2
-        if not isinstance(operation, op.DeleteQuestion):  # whose it is the store sees, and refuses in its own words
+        if isinstance(operation, op.DeleteQuestion):  # whose it is the store sees, and refuses in its own words
+            assert "'other'" not in f"{caught.value}{caught.value.facts}"
+        else:
             assert str(caught.value).startswith("run 'r1' may not ")
         known = {"CreateItem", "DeclareTypes"}  # there it is the plugin that names the type
         if type(operation).__name__ not in known and type_ is not None and "r1" not in repr(operation):
@@ -310,6 +317,7 @@ ALLOWED: list[tuple[list[Operation], Result | str]] = [
     ([op.CreateEdge("mine", "account", "a1")], None),
     ([op.DeleteEdge("mine", "view", "v1")], None),
     ([op.UpdateItem("r1", {"status": "daemon", "error": "x", "progress": 0.5, "authUrl": "x"})], Written("r1", 3, T0)),
+    ([op.UpdateItem("r1", {"retryAt": T0})], Written("r1", 3, T0)),
     ([op.UpdateItem("mine", {"lastState": "x"})], Written("mine", 3, T0)),
     ([op.DeclareTypes((NOTE,))], None),
     ([op.DeclareTypes((TypeDefinition("Note", {"more": _SECRET}, {"about": ("Diary",)}),))], None),
@@ -394,11 +402,12 @@ def test_what_does_not_exist_is_not_found(plugin: Permitted) -> None:
 
 def test_a_right_to_runs_is_one_to_read_them(pod: Kept) -> None:
     """Who could write all of them could give any plugin any right."""
-    types = frozenset({"PluginRun", "PersistentState"})
+    types = frozenset({"PluginRun", "PersistentState", "Schedule"})
     plugin = Permitted(pod, replace(TOKEN, rights=Rights(reads=types, writes=types)))
     assert plugin.find_items(["r2", "other"]).keys() == {"r2", "other"}
     for operation in (
         op.CreateItem("x", "PluginRun"),
+        op.CreateItem("x", "Schedule", {"pluginModule": "m", "writes": '["Book"]', "interval": 1}),
         op.UpdateItem("r2", {"config": "x"}),
         op.UpdateItem("r1", {"reads": "[]"}),
         op.DeclareTypes((TypeDefinition("PluginRun", {"mine": _TEXT}),)),
@@ -422,6 +431,21 @@ def test_an_account_of_its_own_is_one_that_it_made_with_the_edge(pod: Kept) -> N
         "a2": None,
         "x": "s",
     }
+
+
+def test_a_view_of_its_own_is_one_that_it_made_with_the_edge_or_may_read(pod: Kept) -> None:
+    """To write all views is no right to read one by taking it for its own."""
+    types = frozenset({"CVUStoredDefinition"})
+    plugin = Permitted(pod, replace(TOKEN, rights=Rights(writes=types)))
+    apply(plugin, op.CreateItem("w", "CVUStoredDefinition"))
+    for source in ("r1", "mine"):
+        for view in ("v2", "w"):
+            with pytest.raises(DeniedError, match=f"^run 'r1' may not take view '{view}' for its own: only its owner"):
+                apply(plugin, op.CreateEdge(source, "view", view))
+    apply(plugin, op.CreateItem("x", "CVUStoredDefinition"), op.CreateEdge("r1", "view", "x"))
+    apply(plugin, op.CreateEdge("r1", "view", "v1"), op.CreateEdge("mine", "view", "x"))
+    assert plugin.find_items(["v1", "x"]).keys() == {"v1", "x"}
+    apply(Permitted(pod, replace(TOKEN, rights=Rights(reads=types))), op.CreateEdge("r1", "view", "v2"))
 
 
 # -- types of its own -------------------------------------------------------------------------------------------------
@@ -844,6 +868,21 @@ def test_another_plugin_state_is_not_read(plugin: Permitted, caplog: pytest.LogC
     assert [each.id for each in plugin.list_questions("mine")] == ["q1"]
 
 
+def test_no_log_is_read(pod: Kept, plugin: Permitted, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor that of its own run: what stands in it is for its owner, as is whether there is one."""
+    calls = (("list_log",), ("list_log", 5), ("find_log_end", "l1"))
+    for name, *more in calls:
+        for run in ("r1", "r2", "absent"):
+            caplog.clear()
+            with pytest.raises(DeniedError, match=r"^run 'r1' may not read logs: that is for their owner$"):
+                getattr(plugin, name)(run, *more)
+            assert [each["operation"] for each in logged(caplog)] == [name]
+    apply(pod, op.EndLease("mine"))
+    for name, *more in calls:
+        with pytest.raises(FencedError):
+            getattr(plugin, name)("r1", *more)
+
+
 # -- anything at all --------------------------------------------------------------------------------------------------
 
 _ids = st.sampled_from(IDS)
@@ -873,6 +912,8 @@ _reads = st.one_of(
     st.tuples(st.just("list_edges"), st.lists(_ids, max_size=4), st.sampled_from(Direction)),
     st.tuples(st.just("list_variables"), _states, st.sampled_from(["", "holdfast"])),
     *(st.tuples(st.just(name), _states) for name in ("find_lease", "find_snapshot", "list_questions")),
+    st.tuples(st.just("list_log"), _ids),
+    st.tuples(st.just("find_log_end"), _ids, st.just("l1")),
 )
 OWN = {"r1", "mine", "a1", "v1", "b1", "n1"}
 
@@ -935,6 +976,8 @@ _operations = st.one_of(
     st.builds(op.ClaimLease, _states, st.sampled_from(["r1", "r2"]), st.sampled_from(["h1", "h2"]), st.just(60_000)),
     st.builds(op.EndLease, _states),
     st.builds(op.CancelLease, _states),
+    st.builds(op.AppendLog, _ids, st.just("l1"), st.sampled_from(["", "9"]), st.just("10"), st.just("x")),
+    st.builds(op.ExpireLogs, st.just(T0 + 1)),
 )
 
 
@@ -956,7 +999,10 @@ def test_no_write_changes_what_is_not_its_own(batches: list[list[Operation]]) ->
 def untouchable(pod: Kept) -> Any:
     """Return what no plugin with this token may change."""
     theirs = {id_ for id_, row in pod._items.items() if row.type not in ("Note", "New", "Nothing", "Shelf")}
-    owners: dict[str, set[str]] = {"r1": {"status", "error", "progress", "authUrl"}, "mine": {"lastState", "ownTypes"}}
+    owners: dict[str, set[str]] = {
+        "r1": {"status", "error", "progress", "authUrl", "retryAt"},
+        "mine": {"lastState", "ownTypes"},
+    }
     rows: list[Any] = []
     for id_ in sorted(theirs):
         row = pod._items[id_]
@@ -984,6 +1030,7 @@ def untouchable(pod: Kept) -> Any:
         other,
         questions,
         pod.list_variables("nowhere"),
+        [pod.list_log(run) for run in ("r1", "r2")],
     )
 
 
@@ -998,6 +1045,8 @@ def untouchable(pod: Kept) -> Any:
         [op.DeleteItem("absent"), op.DeleteEdge("absent", "any", "n1"), op.CreateItem("absent", "Note")],
         [op.ClaimLease("mine", "r1", "h1", 60_000), op.MoveRun("r1", Status.STARTED)],
         [op.DeclareTypes((TypeDefinition("Shelf", {"more": _TEXT}),)), op.UpdateItem("s1", {"more": "x"})],
+        [op.CreateItem("x", "Note"), op.MoveRun("r1", Status.DONE)],
+        [op.CreateItem("x", "Note"), op.MoveRun("r1", Status.DONE), op.ReleaseLease(TOKEN.fence)],
     ],
     ids=repr,
 )
@@ -1005,12 +1054,26 @@ def untouchable(pod: Kept) -> Any:
 def test_a_batch_that_comes_again_is_answered_as_the_first_time(
     operations: list[Operation], is_fenced: bool, pod: Kept, plugin: Permitted
 ) -> None:
-    """Also if by now other operations would stand in the place of what was asked; and it is done once."""
+    """Also if by now other operations would stand in its place, or its run has ended with it; and it is done once."""
     fence = TOKEN.fence if is_fenced else None
     answer = apply(plugin, *operations, key="k")
     after = everything(pod)
     assert apply(plugin, *operations, key="k", fence=fence) == answer
     assert everything(pod) == after
+
+
+def test_what_was_refused_is_refused_again_under_its_key(pod: Kept, plugin: Permitted) -> None:
+    """And what was applied under the key is no answer to another batch."""
+    before = everything(pod)
+    for _ in range(2):
+        with pytest.raises(DeniedError, match="'Person'"):
+            apply(plugin, op.CreateItem("x", "Person"), key="k")
+    assert everything(pod) == before
+    apply(plugin, op.CreateItem("x", "Note"), op.MoveRun("r1", Status.DONE), key="k")
+    with pytest.raises(DeniedError, match="it has ended"):
+        apply(plugin, op.CreateItem("y", "Note"), key="k")
+    with pytest.raises(DeniedError, match="it has ended"):
+        apply(plugin, op.CreateItem("x", "Note"), op.MoveRun("r1", Status.DONE), key="k2")
 
 
 def test_a_key_is_the_plugins_own(pod: Kept, plugin: Permitted) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from holdfast import Account, CVUStoredDefinition, DeniedError, FencedError, Item, NotFoundError, Secret
+from holdfast import Account, CVUStoredDefinition, DeniedError, FencedError, Item, NotFoundError, RetryLater, Secret
 from holdfast.auth import Permitted, Token, rights_of
 from holdfast.engine import Runner, begin_run, get_state
 from holdfast.errors import ConflictError
@@ -186,6 +186,19 @@ def test_what_a_plugin_may_not_is_its_error(store: Kept, tmp_path: Path) -> None
         "may not create items of type 'Account': the type is neither its own nor in its 'writes'"
     )
     assert drive(store, tmp_path, Reads, writes='["Account"]', reads="[]").status is Status.DONE
+
+
+def test_a_run_says_with_its_token_when_it_is_to_be_launched_again(store: Kept, tmp_path: Path) -> None:
+    """What a launched run needs is not there, and it asks to be tried later."""
+
+    class Waits(StatefulPlugin):
+        def run(self) -> None:
+            raise RetryLater("the service is away", after=90)
+
+    before_ms = store.now_ms()
+    assert drive(store, tmp_path, Waits).exit_code == 75
+    [run] = store.search(Query(type="PluginRun"))
+    assert before_ms + 90_000 <= int(run.item.properties["retryAt"]) <= store.now_ms() + 90_000
 
 
 def test_a_run_with_a_token_stops_when_its_plugin_state_is_taken(store: Kept, tmp_path: Path) -> None:

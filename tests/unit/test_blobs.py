@@ -134,6 +134,72 @@ def test_any_byte_that_was_changed_is_found_before_it_is_handed_out(blobs: DiskB
         assert data.startswith(got)
 
 
+@pytest.mark.parametrize("at", [0, 30, 100_000])
+def test_what_was_found_damaged_can_be_put_again(blobs: DiskBlobs, at: int) -> None:
+    """It is not said to be there any more, and is read as far as it can be until it is put; then nothing is left."""
+    data = os.urandom(150_000)
+    sha256 = keep(blobs, data)
+    (path,) = files_of(blobs)
+    right = path.read_bytes()
+    path.write_bytes(right[:at] + bytes([right[at] ^ 1]) + right[at + 1 :])
+    for _ in range(2):
+        with pytest.raises(DamagedError, match="restore a backup, or upload them again"):
+            read(blobs, sha256)
+        assert not blobs.exists(sha256)
+    (aside,) = set(files_of(blobs)) - {blobs.folder / "files.lock"}
+    aside.write_bytes(right)
+    assert read(blobs, sha256) == data  # it was the disk that erred
+    keep(blobs, data)
+    assert (read(blobs, sha256), blobs.exists(sha256)) == (data, True)
+    assert set(files_of(blobs)) == {path, blobs.folder / "files.lock"}
+
+
+def test_what_was_found_damaged_is_deleted_as_what_is_whole(blobs: DiskBlobs) -> None:
+    """Not a byte stays."""
+    sha256 = keep(blobs, b"hello")
+    (path,) = files_of(blobs)
+    os.truncate(path, 10)
+    with pytest.raises(DamagedError):
+        blobs.open(sha256)
+    blobs.delete(sha256)
+    assert files_of(blobs) == [blobs.folder / "files.lock"]
+    with pytest.raises(NotFoundError):
+        blobs.open(sha256)
+
+
+def test_who_finds_a_file_damaged_that_was_replaced_meanwhile_does_no_harm_to_the_new_one(blobs: DiskBlobs) -> None:
+    """It reads the old one, which had the name."""
+    data = os.urandom(9 * 2**20)
+    sha256 = keep(blobs, data)
+    (path,) = files_of(blobs)
+    _, parts = blobs.open(sha256)
+    next(parts)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(DamagedError):
+        read(blobs, sha256)
+    keep(blobs, data)
+    with pytest.raises(DamagedError):
+        b"".join(parts)
+    assert (blobs.exists(sha256), read(blobs, sha256)) == (True, data)
+
+
+def test_what_is_found_damaged_where_nothing_can_be_written_stays_where_it_is(tmp_path: Path) -> None:
+    """And is said to be damaged all the same."""
+
+    class ReadOnly(Disk):
+        def _move(self, source: Path, target: Path) -> None:
+            raise OSError(30, os.strerror(30))
+
+    keep(DiskBlobs(tmp_path, KEY), b"hello")
+    blobs = DiskBlobs(tmp_path, KEY, disk=ReadOnly())
+    (path,) = files_of(blobs)
+    os.truncate(path, 10)
+    for _ in range(2):
+        with pytest.raises(DamagedError):
+            blobs.open(HELLO)
+    assert path.exists()
+
+
 @pytest.mark.parametrize("keep_chunks", [0, 1, 2])
 def test_chunks_that_are_cut_off_are_missed(blobs: DiskBlobs, keep_chunks: int) -> None:
     """Whole chunks, so that each that stays is right by itself."""

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from holdfast import PersistentState, PluginBase
-from holdfast.context import Context, carry_out
+from holdfast.context import Context, Settings, carry_out
+from holdfast.context.pods import open_store
 from holdfast.errors import InvalidError, UnavailableError
 from holdfast.plugins import Source, source_of
 from holdfast.plugins.current import NoCycleError, current
@@ -338,6 +339,23 @@ def tell(app: Context, what: Callable[[Any], Any], **how: Any) -> Any:
     outcome = app.run("tells", **how)
     assert (outcome.status, outcome.error) == ("done", None)
     return told[0]
+
+
+def test_a_run_holds_its_plugin_state_for_as_long_as_the_settings_say(home: Path) -> None:
+    """Unless it is renewed: so soon another machine can take over."""
+    left_ms: list[int] = []
+
+    def tell(plugin: Any) -> None:
+        with open_store(app.settings) as store:
+            lease = store.find_lease(plugin.pluginState.id)
+            assert lease is not None
+            left_ms.append(lease.expires_ms - store.now_ms())
+
+    told = SimpleNamespace(tell=tell)
+    with Context(settings=Settings.read(home=home, lease_s=20), deployment_settings=told) as app:
+        write(app, tells=TELLS)
+        assert app.run("tells").status == "done"
+    assert left_ms[0] <= 20_000
 
 
 def test_a_session_is_for_its_own_cycle_alone(app: Context) -> None:

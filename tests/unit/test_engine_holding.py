@@ -169,6 +169,35 @@ def test_a_claim_lasts_60_seconds_and_is_renewed_every_15(
     assert (pod.renewed_at, expiry(pod), lost) == ([15, 30, 45, 60], 75_000, [])
 
 
+@pytest.mark.parametrize(
+    "lease_s, timing",
+    [
+        (60, Timing(lease_s=60, renew_s=15, fence_after_s=45, look_s=1, grace_s=10)),
+        (3, Timing(lease_s=3, renew_s=0.75, fence_after_s=2.25, look_s=0.75, grace_s=10)),
+        (3_600, Timing(lease_s=3_600, renew_s=900, fence_after_s=2_700, look_s=1, grace_s=10)),
+    ],
+)
+def test_a_lease_decides_when_it_is_renewed_and_given_up(lease_s: float, timing: Timing) -> None:
+    """Four times within it, and when a quarter is left; how long a plugin may take to stop does not depend on it."""
+    assert Timing.of(lease_s) == timing
+
+
+def test_a_short_lease_is_renewed_and_given_up_within_it(
+    hold: Claim, pod: Pod, time: Time, clock: FakeClock, lost: list[str]
+) -> None:
+    """Nobody else may start the run before it was told to stop."""
+    hold(timing=Timing.of(4))
+    assert expiry(pod) == 4_000
+    clock.advance(1_000)
+    time.pass_until(1)
+    assert (pod.renewed_at, expiry(pod)) == ([1], 5_000)
+    pod.is_away = True
+    time.pass_until(3.9)
+    assert lost == []
+    time.pass_until(4)
+    assert lost == ["unreachable"]
+
+
 def test_nothing_is_renewed_after_the_end(hold: Claim, pod: Pod, time: Time) -> None:
     """The last write gives the plugin state back with the last move, and the file lock is free."""
     held = hold()

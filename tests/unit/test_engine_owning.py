@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from holdfast import PersistentState, PluginRun
+from holdfast.disk import Disk
 from holdfast.engine import (
     abort,
     begin_run,
@@ -20,6 +21,7 @@ from holdfast.engine import (
     plan_state,
     retry,
 )
+from holdfast.engine.holding import place_of
 from holdfast.errors import ConflictError, FencedError, InvalidError
 from holdfast.pod import Pod
 from holdfast.runs import Fence, Status
@@ -36,8 +38,10 @@ from holdfast.store import (
     PointSnapshot,
     Query,
     ReleaseLease,
+    RenewLease,
     Result,
     SetVariable,
+    UpdateItem,
 )
 from holdfast.testing import FakeClock, MemoryStore
 
@@ -212,6 +216,88 @@ def test_what_cannot_be_aborted_is_refused_and_not_tried_for_ever(store: Busy, t
     store.do(EndLease("s1"), ClaimLease("s2", "r2", "h2", 60_000), MoveRun("r2", Status.STARTED))
     with pytest.raises(ConflictError, match="plugin state 's2' is held by run 'r2'"):
         stop(store, tmp_path, "r2", wait_s=1)
+
+
+# -- made ready again --------------------------------------------------------------------------------------------------
+
+
+def properties(store: Busy, run: str) -> dict[str, Any]:
+    """Return what a run has."""
+    return dict(store.find_items([run])[run].properties)
+
+
+def test_a_retry_forgets_the_deaths_and_says_what_the_run_is_launched_from(store: Busy) -> None:
+    """With the move, in one batch; without an image that stays as it is."""
+    store.do(EndLease("s1"), UpdateItem("r1", {"retryAt": T0, "deaths": 2, "deathMark": "x", "containerImage": "a"}))
+    store.do(MoveRun("r1", Status.ERROR, "it died"))
+    retry(store, "r1")
+    assert properties(store, "r1") == {"status": "ready", "containerImage": "a"}
+    store.do(MoveRun("r1", Status.ABORTED))
+    retry(store, "r1", image="none")
+    assert properties(store, "r1") == {"status": "ready", "containerImage": "none"}
+
+
+@pytest.mark.parametrize("way", [[], [Status.AUTHENTICATED], [Status.DAEMON]])
+def test_a_run_that_is_lost_can_be_retried(way: list[Status], store: Busy, clock: FakeClock) -> None:
+    """Its lease has lapsed: who held it wakes up too late. As long as it is held the run works."""
+    store.do(*(MoveRun("r1", each) for each in way), fence=HELD)
+    clock.advance(59_999)
+    with pytest.raises(ConflictError, match=r"only one that is error or aborted, or that is lost, can be retried"):
+        retry(store, "r1")
+    clock.advance(1)
+    retry(store, "r1")
+    assert status(store, "r1") == "ready"
+    with pytest.raises(FencedError):
+        store.do(RenewLease(HELD, 60_000))
+
+
+def test_a_run_without_a_lease_that_says_it_works_is_lost(store: Busy) -> None:
+    """Nobody can carry it on who had it before; whoever holds its plugin state now is left alone."""
+    store.do(MoveRun("r2", Status.STARTED))
+    retry(store, "r2")
+    lease = store.find_lease("s1")
+    assert lease is not None
+    assert (status(store, "r2"), lease.run, lease.epoch) == ("ready", "r1", 1)
+
+
+def test_a_run_that_is_renewed_while_it_is_retried_works_on(store: Busy, clock: FakeClock) -> None:
+    """Nothing is written, its image included."""
+    clock.advance(60_000)
+    store.before = [(MoveRun, lambda: store.do(RenewLease(HELD, 60_000)))]
+    with pytest.raises(ConflictError, match="plugin state 's1' is held by run 'r1' for another 60 s"):
+        retry(store, "r1", image="holdfast")
+    assert properties(store, "r1") == {"status": "started"}
+    store.do(SetVariable("s1", "n", 1), fence=HELD)
+
+
+def test_a_run_whose_process_is_proven_dead_is_retried_at_once(store: Busy, tmp_path: Path) -> None:
+    """By its free lock on this machine; and not if it is claimed anew in the same moment."""
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    holder = f"{place_of(locks, Disk())}-1-x"
+    claim(store, "r1", holder)
+    with Disk().lock(locks / "s1.lock"), pytest.raises(ConflictError, match="is started: only one"):
+        retry(store, "r1", locks=locks)
+    store.before = [(MoveRun, lambda: claim(store, "r1", "h3"))]
+    with pytest.raises(ConflictError, match="has changed hands"):
+        retry(store, "r1", locks=locks)
+    claim(store, "r1", holder)
+    lease = store.find_lease("s1")
+    assert lease is not None
+    retry(store, "r1", locks=locks)
+    assert status(store, "r1") == "ready"
+    with pytest.raises(FencedError):
+        store.do(SetVariable("s1", "late", 1), fence=lease.fence)
+
+
+@pytest.mark.parametrize("way", ["", "ready", "ready userActionNeeded", "started done"])
+def test_what_waits_or_is_done_is_not_retried(way: str, store: Busy) -> None:
+    """The refusal says where it is."""
+    store.do(*(MoveRun("r2", Status(each)) for each in way.split()))
+    before = properties(store, "r2")
+    with pytest.raises(ConflictError, match=f"run 'r2' is {before['status']}: only one"):
+        retry(store, "r2", image="holdfast")
+    assert properties(store, "r2") == before
 
 
 # -- which run is carried on -------------------------------------------------------------------------------------------

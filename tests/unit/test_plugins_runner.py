@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,24 @@ from holdfast.engine import Runner, Timing, abort, begin_run, edit, find_lease, 
 from holdfast.plugins import StatefulPlugin
 from holdfast.pod import Pod
 from holdfast.runs import Outcome, Status
-from holdfast.store import Batch, EndLease, Query, Store
-from holdfast.testing import MemoryStore
+from holdfast.store import Batch, EndLease, MoveRun, Query, ReleaseLease, Result, Store, UpdateItem
+from holdfast.testing import FakeClock, MemoryStore
+
+T0 = 1_000_000_000_000
 
 
 class Kept(MemoryStore):
-    """A Pod that outlives the clients that close it."""
+    """A Pod that outlives the clients that close it, at a standing clock, and notes what is written."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=FakeClock(T0))
+        self.batches: list[Batch] = []
+
+    def apply(self, batch: Batch) -> tuple[Result, ...]:
+        """Note it, and apply it."""
+        results = super().apply(batch)
+        self.batches.append(batch)
+        return results
 
     def close(self) -> None:
         """Stay."""
@@ -130,6 +143,60 @@ def test_what_a_plugin_raises_decides(
 
 def _states() -> Any:
     return Query(type="PersistentState")
+
+
+@pytest.mark.parametrize(
+    "exc, retry_ms",
+    [
+        (RetryLater("x", after=90), T0 + 90_000),
+        (RetryLater("x", after=timedelta(days=1)), T0 + 86_400_000),
+        (RetryLater("x", after=0.0005), T0),
+        (RetryLater("x"), T0 + 60_000),
+        (ExceptionGroup("of two", [RetryLater("x", after=5), RetryLater("y", after=9)]), T0 + 9_000),
+        (Released(), None),
+        (GiveUp("x"), None),
+    ],
+)
+def test_when_a_run_may_be_launched_again_is_written_with_its_end(
+    exc: BaseException, retry_ms: int | None, store: Kept, tmp_path: Path
+) -> None:
+    """On the database's clock, in one batch: nobody sees it ready before. Whoever does not say when, in a minute."""
+    drive(store, tmp_path, failing(exc))
+
+    [run] = [each.item for each in store.search(Query(type="PluginRun"))]
+    assert run.properties.get("retryAt") == retry_ms
+    last = [type(each) for each in store.batches[-1].operations]
+    assert last == [*([] if retry_ms is None else [UpdateItem]), MoveRun, ReleaseLease]
+
+
+def test_a_run_that_waits_for_its_user_is_not_launched_again_by_itself(store: Kept, tmp_path: Path) -> None:
+    """Its own move stands; when it goes on is not for a clock to say."""
+
+    def work(plugin: Any) -> None:
+        plugin.action_required()
+        raise RetryLater("later", after=90)
+
+    _, status = drive(store, tmp_path, work)
+    [run] = [each.item for each in store.search(Query(type="PluginRun"))]
+    assert (status, run.properties.get("retryAt")) == ("userActionNeeded", None)
+
+
+def test_a_run_may_be_carried_on_by_hand_before_the_time(store: Kept, tmp_path: Path) -> None:
+    """Who asks for it has a reason; what was noted is left, and is past when it is done."""
+    client, work = Pod(store), iter([failing(RetryLater("x", after=90)), lambda plugin: None])
+
+    class Works(StatefulPlugin):
+        def run(self) -> object:
+            return next(work)(self)
+
+    state = get_state(client, "m:Works")
+    run = begin_run(client, state, {"pluginModule": "m", "pluginName": "Works"})
+    for expected in ("ready", "done"):
+        found = client.get(str(run.id))
+        assert isinstance(found, PluginRun)
+        Runner(lambda: store, locks=tmp_path / "locks").drive(Works, found, state, {})
+        after = store.find_items([str(run.id)])[str(run.id)].properties
+        assert (after["status"], after["retryAt"]) == (expected, T0 + 90_000)
 
 
 def test_a_run_that_was_fenced_is_left_alone(store: Kept, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_whatever_is_referred_to_is_there(description: Any) -> None:
 def test_each_route_says_what_it_answers_and_that_problems_have_one_form(description: Any) -> None:
     """Every status that a server can answer is listed; those of bodies where there is one."""
     found = list(routes(description))
-    assert len(found) == 17
+    assert len(found) == 19
     for path, method, route in found:
         responses = route["responses"]
         expected = {"400", "401", "422", "429", "500", "503"} | (

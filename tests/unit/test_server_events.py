@@ -8,6 +8,7 @@ import pytest
 from holdfast.errors import UnavailableError
 from holdfast.runs import Status
 from holdfast.server.events import Changes, Events
+from holdfast.server.pods import Use
 from holdfast.server.signing_in import Session, Threads
 from holdfast.store import AnswerQuestion, AskQuestion, Batch, CreateEdge, CreateItem, Found, MoveRun, Query
 from holdfast.testing import FakeClock, MemoryStore
@@ -78,8 +79,10 @@ def test_who_cannot_be_told_is_not_let_follow() -> None:
     """Neither who comes first nor who comes later; when it can be read again, it is."""
     store = Broken()
 
+    pod = type("Pod", (), {"store": store})()
+    pods = type("Pods", (), {"find": lambda _self, _owner, _key: Use(pod, lambda: None)})()
+
     async def follow(events: Events) -> bytes:
-        pod = type("Pod", (), {"store": store})()
         stream = events.follow(Session("o", None, pod, store, threads, store), None)
         try:
             return await anext(stream)
@@ -88,7 +91,7 @@ def test_who_cannot_be_told_is_not_let_follow() -> None:
 
     async def come() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
-        events = Events(threads, 8)
+        events = Events(pods, threads, 16)
         for answer in await asyncio.gather(follow(events), follow(events), return_exceptions=True):
             assert isinstance(answer, UnavailableError), answer
         store.is_broken = False

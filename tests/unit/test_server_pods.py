@@ -1,5 +1,6 @@
 """Which Pods of a server are open, with which keys, and until when."""
 
+import socket
 import sqlite3
 import threading
 from contextlib import closing
@@ -10,11 +11,11 @@ import pytest
 
 from holdfast.context import Settings
 from holdfast.context.serving import LocalPods, _Turns
-from holdfast.errors import DeniedError, InvalidError, UnavailableError
+from holdfast.errors import DamagedError, DeniedError, InvalidError, UnavailableError
 from holdfast.keys import rotate
 from holdfast.server.pods import OpenPods
-from holdfast.store import Batch, SetVariable
-from tests.components.servers import OWNER, STRANGER
+from holdfast.store import Batch, CreateItem, SetVariable
+from tests.components.servers import OWNER, STRANGER, serving
 
 
 @dataclass
@@ -126,6 +127,27 @@ def test_a_key_that_was_replaced_opens_an_open_pod_no_more(tmp_path: Path) -> No
     pods.close()
 
 
+def test_who_follows_with_a_key_that_was_replaced_hears_no_more(tmp_path: Path) -> None:
+    """Nothing that is written from then on, and the answer ends."""
+    (tmp_path / "keys.json").write_bytes(OWNER.to_json())
+    (tmp_path / "keys.json").chmod(0o600)
+    with serving(tmp_path) as served, socket.create_connection(("127.0.0.1", served.port)) as following:
+        served.store().now_ms()
+        head = f"GET /api/{OWNER.owner_key}/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        following.sendall(f"{head}Authorization: Bearer {OWNER.database_key}\r\n\r\n".encode())
+        heard = b""
+        while b": here" not in heard:
+            heard += following.recv(65_536)
+        served.store().apply(Batch((CreateItem("before", "PluginRun"),)))
+        while b"before" not in heard:
+            heard += following.recv(65_536)
+        new = rotate(tmp_path, served.settings.pod_path(OWNER.owner_key).with_suffix(".json"))
+        served.store(new).apply(Batch((CreateItem("after", "PluginRun"),)))
+        while part := following.recv(65_536):
+            heard += part
+        assert b"after" not in heard
+
+
 @pytest.mark.parametrize("owner", [OWNER.owner_key, STRANGER.owner_key])
 @pytest.mark.parametrize("key", [STRANGER.database_key, OWNER.owner_key, "x", ""])
 def test_a_wrong_key_and_an_unknown_owner_are_one_error(tmp_path: Path, owner: str, key: str) -> None:
@@ -199,6 +221,39 @@ def test_where_no_key_is_kept_one_from_before_goes_when_its_owner_calls(tmp_path
     assert (kept[STRANGER.owner_key] in found) == (not is_damaged)
     with pytest.raises(UnavailableError, match="its owner has to call first"):
         opened(tmp_path)[1].open(OWNER.owner_key, None)
+
+
+@pytest.mark.parametrize("is_attended", [False, True])
+def test_a_pod_that_is_gone_is_not_made_anew_though_no_key_of_it_is_kept(tmp_path: Path, *, is_attended: bool) -> None:
+    """Its owner is told, until the file is back or the envelope is gone too; one that was never finished is made."""
+    opener, pods = opened(tmp_path, is_attended=is_attended)
+    opener.create(OWNER.owner_key, OWNER.database_key)
+    path = Settings(home=tmp_path).pod_path(OWNER.owner_key)
+    with pods.open(OWNER.owner_key, OWNER.database_key) as use:
+        use.pod.store.apply(Batch((SetVariable("s", "n", 1),)))
+    pods.close()
+    (tmp_path / "pod.db").unlink(missing_ok=True)  # the keys that were kept
+    kept = path.read_bytes()
+    for damage in (path.unlink, path.touch):
+        damage()
+        opener, pods = opened(tmp_path, is_attended=is_attended)
+        for ask in (pods.open, opener.create):
+            with pytest.raises(DamagedError, match="is gone, though it was there"):
+                ask(OWNER.owner_key, OWNER.database_key)
+    path.write_bytes(kept)
+    with pods.open(OWNER.owner_key, OWNER.database_key) as use:
+        assert use.pod.store.list_variables("s") == {"n": 1}
+    pods.close()
+    path.unlink()
+    path.with_suffix(".json").unlink()
+    opener, pods = opened(tmp_path, is_attended=True)
+    opener.create(OWNER.owner_key, OWNER.database_key)
+    path.write_bytes(b"")
+    path.with_suffix(".made").unlink()  # as whoever dies leaves it, or a former version
+    with pods.open(OWNER.owner_key, OWNER.database_key) as use:
+        assert use.pod.store.list_variables("s") == {}
+    assert path.with_suffix(".made").exists()
+    pods.close()
 
 
 def test_what_a_killed_server_left_of_an_upload_goes_when_the_pod_is_opened(tmp_path: Path) -> None:

@@ -32,11 +32,13 @@ def read(folder: Path, environ: dict[str, str] | None = None, **given: Any) -> S
 
 
 def test_by_default_everything_lies_in_the_home(folder: Path) -> None:
-    """And a change of a variable waits for a second."""
+    """A change of a variable waits for a second; and this is how runs are launched."""
     settings = read(folder)
     assert settings.state_dir == folder / "state"
     assert settings.plugins_dir == folder / "plugins"
     assert settings.save_delay == 1.0
+    assert (settings.lease_s, settings.logs_kept_days) == (60, 30)
+    assert (settings.max_runs, settings.max_runs_per_owner) == (8, 4)
     assert settings == Settings(home=folder, sources={"home": "argument"})
 
 
@@ -71,6 +73,29 @@ def test_the_delay_is_seconds_or_none_wherever_it_is_said(text: str, seconds: fl
     )
 
 
+@pytest.mark.parametrize(
+    "name, texts",
+    [
+        ("lease_s", ("3", "3600", "7.5")),
+        ("logs_kept_days", ("0", "36500", "0.5")),
+        ("max_runs", ("1", "10000", "2")),
+        ("max_runs_per_owner", ("1", "10000", "2")),
+    ],
+)
+def test_a_number_is_said_by_argument_environment_or_file_in_this_order(
+    name: str, texts: tuple[str, str, str], folder: Path
+) -> None:
+    """The least, the most, and one between; each is said to have decided, and is of its kind."""
+    kind = type(getattr(Settings(home=folder), name))
+    argument, variable, file = texts
+    write(folder, f"{name} = {file}")
+    environ = {f"HOLDFAST_{name.upper()}": variable}
+    found = [read(folder, environ, **{name: kind(argument)}), read(folder, environ), read(folder)]
+    assert [getattr(each, name) for each in found] == [kind(text) for text in texts]
+    assert [each.sources[name] for each in found] == ["argument", "environment", "file"]
+    assert {type(getattr(each, name)) for each in found} == {kind}
+
+
 def test_settings_that_are_made_by_hand_have_an_absolute_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would be another one wherever the process goes; all in it moves with it."""
     monkeypatch.chdir(tmp_path)
@@ -87,6 +112,10 @@ def test_each_value_is_explained_with_the_very_place(folder: Path) -> None:
         ("state_dir", "/s", "environment", "HOLDFAST_STATE_DIR"),
         ("plugins_dir", str(folder / "mine"), "file", str(folder / "holdfast.toml")),
         ("save_delay", "none", "argument", "argument"),
+        ("lease_s", "60.0", "default", "default"),
+        ("logs_kept_days", "30.0", "default", "default"),
+        ("max_runs", "8", "default", "default"),
+        ("max_runs_per_owner", "4", "default", "default"),
     ]
     by_variable = Settings.read(environ={"HOLDFAST_HOME": str(folder)}).explain()
     assert astuple(by_variable[0]) == ("home", str(folder), "environment", "HOLDFAST_HOME")
@@ -112,7 +141,7 @@ def test_relative_paths_begin_where_they_are_written(folder: Path, monkeypatch: 
         ("state_dir = ", "cannot be read as TOML"),
         ("a = \x00", "cannot be read as TOML"),
         ("a = " + "[" * 100_000, "cannot be read as TOML"),
-        ("colour = 1", "have no 'colour': state_dir, plugins_dir, save_delay can be set there"),
+        ("colour = 1", "have no 'colour': state_dir, .*, max_runs_per_owner can be set there"),
         ("home = '/elsewhere'", "have no 'home': .* the home is named by HOLDFAST_HOME"),
         ("[state_dir]\na = 1", "'state_dir' in '.*holdfast.toml' cannot be .*: the path of a folder is expected"),
         ("plugins_dir = 3", "'plugins_dir' in '.*' cannot be 3: the path of a folder is expected"),
@@ -125,6 +154,17 @@ def test_relative_paths_begin_where_they_are_written(folder: Path, monkeypatch: 
         ("save_delay = nan", "cannot be nan: seconds, 0 or more"),
         ("save_delay = inf", "cannot be inf: seconds, 0 or more"),
         ("save_delay = 1" + "0" * 400, "cannot be an integer of 1329 bits: seconds, 0 or more"),
+        ("lease_s = 2.99", "'lease_s' in '.*' cannot be 2.99: a number of seconds from 3 to 3600 is expected"),
+        ("lease_s = 3601", "cannot be 3601: a number of seconds"),
+        ("lease_s = nan", "cannot be nan: a number of seconds"),
+        ("lease_s = '60'", "cannot be '60': a number of seconds"),
+        ("logs_kept_days = -1", "cannot be -1: a number of days from 0 to 36500 is expected"),
+        ("logs_kept_days = 36501", "cannot be 36501: a number of days"),
+        ("max_runs = 0", "cannot be 0: a whole number of runs from 1 to 10000 is expected"),
+        ("max_runs = 10001", "cannot be 10001: a whole number of runs"),
+        ("max_runs = true", "cannot be True: a whole number of runs"),
+        ("max_runs_per_owner = 1.5", "'max_runs_per_owner' in '.*' cannot be 1.5: a whole number of runs"),
+        ("max_runs_per_owner = inf", "cannot be inf: a whole number of runs"),
     ],
 )
 def test_a_file_with_anything_else_is_refused_and_names_what_and_where(text: str, said: str, folder: Path) -> None:
@@ -191,6 +231,8 @@ def test_the_environment_cannot_name_a_relative_folder(name: str, folder: Path) 
         ({"HOLDFAST_SAVE_DELAY": "soon"}, {}, "HOLDFAST_SAVE_DELAY cannot be 'soon': seconds, 0 or more"),
         ({"HOLDFAST_SAVE_DELAY": "nan"}, {}, "HOLDFAST_SAVE_DELAY cannot be 'nan'"),
         ({}, {"save_delay": "1"}, "the argument save_delay cannot be '1'"),
+        ({"HOLDFAST_LEASE_S": "soon"}, {}, "HOLDFAST_LEASE_S cannot be 'soon': a number of seconds from 3 to 3600"),
+        ({}, {"max_runs": "2"}, "the argument max_runs cannot be '2': a whole number"),
         ({}, {"state_dir": ""}, "the argument state_dir cannot be ''"),
         ({}, {"state_dir": "a\0b"}, "the argument state_dir cannot be"),
         ({}, {"plugins_dir": 3}, "the argument plugins_dir cannot be 3"),

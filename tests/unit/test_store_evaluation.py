@@ -10,6 +10,7 @@ from holdfast.items import BUILT_IN, Schema, definition_of
 from holdfast.runs import Fence, Lease, Status
 from holdfast.store import (
     AnswerQuestion,
+    AppendLog,
     AskQuestion,
     Batch,
     CancelLease,
@@ -25,8 +26,12 @@ from holdfast.store import (
     EdgeKey,
     EndLease,
     Expected,
+    ExpireLogs,
     IncrementVariable,
     ItemRow,
+    LogEnd,
+    LogKey,
+    LogPart,
     MoveRun,
     Needs,
     Operation,
@@ -97,6 +102,8 @@ def apply(there: Rows, *operations: Operation, fence: Fence | None = None) -> tu
         (ReleaseLease(FENCE), Needs(lease_states={"s"})),
         (EndLease("s"), Needs(lease_states={"s"})),
         (CancelLease("s"), Needs(lease_states={"s"})),
+        (AppendLog("r", "l", "", "9", "x"), Needs(items={"r"}, log_ends={LogKey("r", "l")})),
+        (ExpireLogs(5), Needs()),
     ],
 )
 def test_a_batch_needs_the_rows_that_it_speaks_of(operation: Operation, needed: Needs) -> None:
@@ -135,6 +142,28 @@ def test_each_row_is_written_once_in_its_final_form() -> None:
         edges={EdgeKey("a", "relationship", "c"): True, EdgeKey("a", "relationship", "b"): False},
         variables={VariableKey("s", "", "n"): 3, VariableKey("s", "", "m"): None},
     )
+
+
+def test_what_is_appended_to_a_log_is_written_in_order_and_what_ends_where_once() -> None:
+    """Whatever of it expires in the same batch, nothing of what that appends does."""
+    there = rows(row("r", "PluginRun"))
+    there.log_ends = {LogKey("r", "old"): LogEnd("", "1", 7), LogKey("r", "l"): LogEnd("", "1", 8)}
+    _, changes = apply(
+        there,
+        AppendLog("r", "l", "1", "2", "a"),
+        ExpireLogs(8),
+        AppendLog("r", "old", "", "1", "b"),
+        AppendLog("r", "l", "2", "3", "c"),
+        ExpireLogs(-5),
+    )
+    parts = [("l", "2", "a"), ("old", "1", "b"), ("l", "3", "c")]
+    assert changes == Changes(
+        logs_before_ms=8,
+        log_parts=[LogPart(number=0, run="r", source=source, end=end, at_ms=NOW, text=text)
+                   for source, end, text in parts],
+        log_ends={LogKey("r", "l"): LogEnd("2", "3", NOW), LogKey("r", "old"): LogEnd("", "1", NOW)},
+    )  # fmt: skip
+    assert apply(rows(), ExpireLogs(NOW + 1))[1] == Changes(logs_before_ms=NOW)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from holdfast.items import PropertyDefinition, TypeDefinition
 from holdfast.runs import Fence, Status
 from holdfast.store import (
     AnswerQuestion,
+    AppendLog,
     AskQuestion,
     Batch,
     CancelLease,
@@ -28,6 +29,7 @@ from holdfast.store import (
     DeleteVariable,
     EndLease,
     Expected,
+    ExpireLogs,
     IncrementVariable,
     MoveRun,
     Operation,
@@ -66,6 +68,8 @@ EACH: dict[str, Operation] = {
     "release_lease": ReleaseLease(FENCE),
     "end_lease": EndLease("s"),
     "cancel_lease": CancelLease("s"),
+    "append_log": AppendLog("r", "l", "", "9", "x\n"),
+    "expire_logs": ExpireLogs(5),
 }
 
 

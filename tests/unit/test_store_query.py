@@ -1,5 +1,6 @@
 """How the fields of a search are read."""
 
+import json
 import math
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from holdfast.errors import DeniedError, HoldfastError, InvalidError
 from holdfast.items import PropertyDefinition, Schema, TypeDefinition
 from holdfast.store import Comparison, Condition, Query, query_from
+from holdfast.store.wire import METHODS
 from holdfast.values import Kind
 
 SCHEMA = Schema(
@@ -117,3 +119,25 @@ def test_what_is_no_search_is_refused_by_name(fields: dict[str, Any], error: typ
     """A typing mistake is an error, not a search that finds everything; a secret can be probed in no way."""
     with pytest.raises(error, match=words):
         query_from(fields, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "named, words",
+    [
+        ({"limit": -1}, "'limit' of a search cannot be -1: it must be a whole number from 0 on"),
+        ({"limit": 2**63}, "'limit' of a search cannot be 9223372036854775808"),
+        ({"limit": True}, "'limit' of a search cannot be True"),
+        ({"offset": -1}, "'offset' of a search cannot be -1"),
+        ({"offset": 2**63}, "'offset' of a search cannot be 9223372036854775808"),
+        ({"after": (2**63, 0)}, "the position in a search cannot be 9223372036854775808"),
+        ({"after": (0, -(2**63) - 1)}, "the position in a search cannot be -9223372036854775809"),
+    ],
+)
+def test_a_query_that_no_store_can_answer_is_none(named: dict[str, Any], words: str) -> None:
+    """However it is made, and also when it comes as JSON: else each store would take it for something else."""
+    with pytest.raises(InvalidError, match=words):
+        Query(**named)
+    text = json.dumps({"query": named})
+    with pytest.raises(InvalidError, match="what search is asked has a wrong 'query"):
+        METHODS["search"].load_arguments(text)
+    Query(limit=0, offset=2**63 - 1, after=(-(2**63), 2**63 - 1))

@@ -18,6 +18,7 @@ from holdfast.store import (
     EdgeRow,
     Found,
     ItemRow,
+    LogPart,
     Query,
     Question,
     Store,
@@ -70,6 +71,8 @@ CALLS: dict[str, list[tuple[dict[str, Any], str]]] = {
     "find_lease": [({"state": "s"}, '{"state":"s"}')],
     "find_snapshot": [({"state": "s"}, '{"state":"s"}')],
     "list_questions": [({"state": "s"}, '{"state":"s"}')],
+    "list_log": [({"run": "r", "after": 7}, '{"run":"r","after":7}')],
+    "find_log_end": [({"run": "r", "source": "l"}, '{"run":"r","source":"l"}')],
     "now_ms": [({}, "{}")],
 }
 ANSWERS: dict[str, list[tuple[Any, str]]] = {
@@ -103,6 +106,13 @@ ANSWERS: dict[str, list[tuple[Any, str]]] = {
     "find_lease": [(None, "null"), (LEASE, LEASE_JSON)],
     "find_snapshot": [(None, "null"), ("x", '"x"')],
     "list_questions": [([QUESTION], f"[{QUESTION_JSON}]")],
+    "list_log": [
+        (
+            [LogPart(number=7, run="r", source="l", end="9", at_ms=5, text="x\n")],
+            '[{"number":7,"run":"r","source":"l","end":"9","at_ms":5,"text":"x\\n"}]',
+        )
+    ],
+    "find_log_end": [("", '""'), ("9", '"9"')],
     "now_ms": [(5, "5")],
 }
 
@@ -111,7 +121,8 @@ def test_every_method_of_a_store_travels() -> None:
     """But closing it; and the words that stand for them in addresses are part of a protocol."""
     assert {*METHODS} == {name for name in vars(Store) if not name.startswith("_")} - {"close"}
     assert [method.word for method in METHODS.values()] == [
-        "apply", "schema", "items", "search", "edges", "variables", "lease", "snapshot", "questions", "now",
+        "apply", "schema", "items", "search", "edges", "variables", "lease", "snapshot", "questions", "log",
+        "log-end", "now",
     ]  # fmt: skip
     assert [method.name for method in METHODS.values()] == [*METHODS] == [*CALLS] == [*ANSWERS]
 
@@ -152,6 +163,7 @@ def test_what_has_a_default_may_be_left_out() -> None:
         "with_deleted": False,
     }
     assert METHODS["search"].load_arguments('{"query":{}}') == {"query": Query()}
+    assert METHODS["list_log"].load_arguments('{"run":"r"}') == {"run": "r", "after": 0}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +203,7 @@ def test_what_is_no_question_is_refused(name: str, text: bytes, words: str) -> N
     [
         ("find_items", [["\ud800"]], "what find_items is asked holds what JSON cannot"),
         ("find_items", [[1]], "what find_items is asked holds what JSON cannot"),
-        ("search", [Query(limit="3")], "what search is asked holds what JSON cannot"),  # pyright: ignore[reportArgumentType]
+        ("search", [Query(type=3)], "what search is asked holds what JSON cannot"),  # pyright: ignore[reportArgumentType]
         ("search", [Query(conditions=(Condition("a", Comparison.EQUAL, math.nan),))], "'a' in a search cannot be nan"),
         ("search", [Query(conditions=(Condition("a", Comparison.EQUAL, b"x"),))], "'a' in a search cannot be b'x'"),  # pyright: ignore[reportArgumentType]
         ("apply", [Batch((DeleteItem("\ud800"),))], "'id' of operation 0, delete_item, cannot be"),

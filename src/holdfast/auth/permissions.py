@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from holdfast.items import BUILT_IN, Schema, TypeDefinition
 from holdfast.runs import Lease, Status, status_of
 from holdfast.store import (
     AnswerQuestion,
+    AppendLog,
     AskQuestion,
     Batch,
     CancelLease,
@@ -44,9 +45,11 @@ from holdfast.store import (
     Direction,
     EdgeRow,
     EndLease,
+    ExpireLogs,
     Found,
     IncrementVariable,
     ItemRow,
+    LogPart,
     MoveRun,
     Operation,
     PointSnapshot,
@@ -67,13 +70,13 @@ from holdfast.values import Value, shown, type_name
 
 _log: Final = logging.getLogger(__name__)
 
-_GUARDED: Final = frozenset({"PluginRun", "PersistentState"})
+_GUARDED: Final = frozenset({"PluginRun", "PersistentState", "Schedule"})
 """Never written by type: who could write all of them could give any plugin any right."""
 
 _OWN_EDGES: Final = ("account", "view")
 """Of a run and of its plugin state: what these lead to is theirs to read."""
 
-_OF_RUN: Final = frozenset({"status", "error", "progress", "authUrl"})
+_OF_RUN: Final = frozenset({"status", "error", "progress", "authUrl", "retryAt"})
 _OF_STATE: Final = frozenset({"lastState"})
 """What a run writes of its own two items; the rest says what is run, how, and with which rights: its owner's matter."""
 
@@ -124,6 +127,8 @@ class Permitted(Store):
                 try:
                     operations = _Writing(self._store, self._token, asked).operations()
                 except (HoldfastError, _Refusal):
+                    if (answer := self._find_answer(asked)) is not None:
+                        return answer
                     self._check_lease()  # who has lost it learns nothing, not even what there is
                     raise
                 try:
@@ -145,10 +150,31 @@ class Permitted(Store):
             key = hashlib.sha256(json.dumps([token.state, token.epoch, key]).encode()).hexdigest()
         return batch if (batch.fence, batch.key) == (token.fence, key) else replace(batch, fence=token.fence, key=key)
 
+    def _find_answer(self, asked: Batch) -> tuple[Result, ...] | None:
+        """Return what a batch that may not be was answered when it was applied: its run may have ended with it."""
+        if asked.key is None:
+            return None
+        # The store looks for the key first; if it has none, this is what it refuses a run whatever there is.
+        with suppress(DeniedError, ConflictError):
+            results = self._store.apply(asked.rewritten((AnswerQuestion(asked.key, ""),)))
+            return tuple(map(self._answer, asked.operations, results))
+        return None
+
     def _answer(self, operation: Operation, result: Result) -> Result:
         if isinstance(operation, DeleteItem) and result is None:  # another stood in its place: there was no such item
             return Written(operation.id, 0, self._store.now_ms())
         return result
+
+    def check_write(self, type_: str) -> None:
+        """Accept that items of a type are written: for what belongs to items and is written past the store.
+
+        Raises:
+            DeniedError, FencedError: As creating such an item would be refused.
+        """
+        with self._reading("write"):
+            scope = _Scope(self._store, self._token)
+            if type_ not in scope.writes:
+                raise _Refusal(f"write {type_!r}", scope.why("its owner has not put that into its 'writes'"), type_)
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -215,6 +241,16 @@ class Permitted(Store):
         """Those of its own plugin state, with their answers."""
         with self._reading("list_questions", state):
             return self._store.list_questions(state)
+
+    def list_log(self, run: str, after: int = 0) -> list[LogPart]:  # noqa: ARG002 -- whatever is asked
+        """Never."""
+        with self._reading("list_log"):
+            raise _Refusal("read logs", "that is for their owner")
+
+    def find_log_end(self, run: str, source: str) -> str:  # noqa: ARG002 -- as above
+        """Never."""
+        with self._reading("find_log_end"):
+            raise _Refusal("read logs", "that is for their owner")
 
     def now_ms(self) -> int:
         """Always."""
@@ -454,7 +490,7 @@ class _Writing:
             raise _Refusal(f"make property {changed[0]!r} of {name!r} secret, or indexed", why, name)
 
     def create_item(self, operation: CreateItem) -> Operation:
-        """Of its own types and those in `writes`; never a run or a plugin state."""
+        """Of its own types and those in `writes`; never a run, a plugin state or a schedule."""
         if not self._can_write(operation.type):
             why = self.scope.why("the type is neither its own nor in its 'writes'")
             raise _Refusal(f"create items of type {shown(operation.type)}", why, operation.type)
@@ -462,7 +498,7 @@ class _Writing:
         return operation
 
     def update_item(self, operation: UpdateItem) -> Operation:
-        """As `create_item`; its run: `status`, `error`, `progress`, `authUrl`; its plugin state: `lastState`."""
+        """As `create_item`; its run: `status`, `error`, `progress`, `authUrl`, `retryAt`; plugin state: `lastState`."""
         id_ = operation.id
         type_ = self._type_of(id_)
         if type_ is None:
@@ -484,18 +520,20 @@ class _Writing:
         return operation
 
     def create_edge(self, operation: CreateEdge) -> Operation:
-        """From what it may write to what it may read or write; its run and plugin state: `view`, a new `account`."""
+        """From what it may write to what it may read or write; its run and plugin state: a new `account` or `view`."""
         source, target = (self._type_of_end(operation, end) for end in ("source", "target"))
         self._check_source(operation, source)
         row = self.scope.rows.get(operation.target)
-        if not (self._can_write(target) or (row is not None and self.scope.can_read(row))):
+        is_readable = row is not None and self.scope.can_read(row)
+        if not (is_readable or self._can_write(target)):
             why = self.scope.why("it is not its own, and of no type in its 'reads' or 'writes'")
             raise _Refusal(f"link to item {shown(operation.target)}", why, target)
-        # What this edge leads to shows its secrets: it must not lead to any account whose id the plugin knows.
-        is_own = operation.source in (self._token.run, self._token.state) and operation.name == "account"
-        if is_own and operation.target not in self._created and operation.target not in self.scope.accounts:
-            why = "only its owner may, unless the account is created with the edge"
-            raise _Refusal(f"take account {shown(operation.target)} for its own", why, target)
+        if operation.source in (self._token.run, self._token.state) and operation.target not in self._created:
+            # What it leads to is shown, an account with its secrets: not whatever the plugin knows the id of.
+            is_shown = operation.target in self.scope.accounts if operation.name == "account" else is_readable
+            if not is_shown:
+                why = f"only its owner may, unless the {operation.name} is created with the edge"
+                raise _Refusal(f"take {operation.name} {shown(operation.target)} for its own", why, target)
         return operation
 
     def delete_edge(self, operation: DeleteEdge) -> Operation:
@@ -528,7 +566,7 @@ class _Writing:
 
     def delete_question(self, operation: DeleteQuestion) -> Operation:
         """Of its own plugin state."""
-        return operation  # whose it is the store sees in the same transaction, and refuses another's by the fence
+        return operation  # whose it is the store sees in the same transaction, and refuses another's
 
     def claim_lease(self, operation: ClaimLease) -> Operation:
         """What the token is for, which was claimed with it: that is a renewal."""
@@ -604,6 +642,8 @@ RULES: Final[Mapping[type, Callable[[_Writing, Any], Operation]]] = MappingProxy
         ReleaseLease: _Writing.of_lease,
         EndLease: _Writing.never,
         CancelLease: _Writing.never,
+        AppendLog: _Writing.never,
+        ExpireLogs: _Writing.never,
     }
 )
 """What a token allows of each operation; what is not here, it does not."""

@@ -14,7 +14,7 @@ from typing import Final
 import apsw  # for its version alone
 
 from holdfast import keys
-from holdfast.context import Settings, examine_pod, pod_key_id
+from holdfast.context import Settings, examine_pod, pod_key_id, was_made
 from holdfast.disk import BusyError, Disk, translate
 from holdfast.errors import HoldfastError, NotFoundError
 from holdfast.sql import Keyring
@@ -141,7 +141,7 @@ def _pod(settings: Settings, owner: str) -> Iterator[Finding]:
         return
     keyring = _find_keyring(settings)
     if not _is_there(path) or not path.stat().st_size:
-        if _has(keyring, owner):
+        if _has(keyring, owner) or was_made(path):
             found = f"{path} is gone or empty, and once held a Pod"
             advice = "bring the file back with its -wal, or restore a backup: holdfast pod restore"
             yield Finding(name, "fail", found, advice)

@@ -53,6 +53,7 @@ def carry(
         **how: What else `holdfast.context.carry_out` is told.
     """
     from holdfast.context import carry_out  # start-up: it brings the database and pydantic
+    from holdfast.context.running import is_claimed
     from holdfast.engine import FactsFormatter
     from holdfast.plugins import Source, source_of
     from holdfast.plugins.named import find_named
@@ -70,7 +71,8 @@ def carry(
     messages = Messages()
     messages.setFormatter(FactsFormatter("%(levelname)s %(name)s: %(message)s"))
     settings, pid = call.settings(), os.getpid()
-    logging.getLogger().addHandler(messages)
+    if not is_claimed(how.get("address")):  # else all of it is on standard error
+        logging.getLogger().addHandler(messages)
     try:
         if plugin is None:
             source = Source(module="", name="", folder=folder or Path.cwd())
@@ -93,7 +95,7 @@ def carry(
     text = f"{'Error: run' if is_failure else 'Run'} {outcome.run} {status}"
     text += "" if outcome.error is None else f": {escaped(outcome.error)}"
     text += "" if outcome.retry_after_s is None else f"\nTry again in {outcome.retry_after_s:.0f} s."
-    if is_failure:
+    if is_failure and not is_claimed(how.get("address")):
         text += f"\nIts log is {str(settings.run_log_path(outcome.run))!r}."
     names = ("run", "status", "error", "exit_code", "retry_after_s")
     say(to_json({name: getattr(outcome, name) for name in names}) if call.is_json else text)

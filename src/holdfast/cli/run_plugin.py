@@ -25,14 +25,17 @@ if TYPE_CHECKING:
 @click.option("--owner_key", metavar="HEX", help="Whose Pod, if not this home's.  [POD_OWNER]")
 @click.option("--database_key", metavar="HEX", help="What opens it.  [POD_AUTH_JSON, POD_AUTH_FILE]")
 @click.option("--pod_full_address", metavar="URL", help="Where the Pod is, if not here.  [POD_FULL_ADDRESS]")
+@click.option("--plugin_path", metavar="DIR", help="Where the module of a run that is named is looked for.")
 @click.option("--read_args_from_env", is_flag=True, help="Fail unless the environment names a run.")
 @with_common_options
 @click.pass_context
-def command(ctx: click.Context, metadata: str | None, config_file: str | None, **given: Any) -> None:
+def command(
+    ctx: click.Context, metadata: str | None, config_file: str | None, plugin_path: str | None, **given: Any
+) -> None:
     """Run a plugin: a run that is named, or the one of its metadata.
 
-    What is not passed is taken from the environment, from the variables in brackets. Everything else is as "holdfast
-    run" says.
+    What is not passed is taken from the environment, from the variables in brackets. Without --plugin_path the module
+    of a named run is looked for beside the metadata, else here. Everything else is as "holdfast run" says.
     """
     from holdfast.context.addresses import Address  # start-up: it brings pydantic
     from holdfast.keys import load_or_create_identity
@@ -48,10 +51,13 @@ def command(ctx: click.Context, metadata: str | None, config_file: str | None, *
         run_id = environ.get("POD_PLUGINRUN_ID") or _run_in(environ)
         if run_id is None:
             raise click.UsageError("no run is named: --metadata, --plugin_run_id or POD_PLUGINRUN_ID is expected")
+    if run_id is None and plugin_path is not None:
+        raise click.UsageError("--plugin_path is for a run that is named: a plugin is beside its --metadata")
+    folder = plugin_path or (None if metadata is None else Path(metadata).parent)
     carry(
         ctx,
         metadata if run_id is None else None,
-        folder=None if metadata is None else Path(metadata).absolute().parent,
+        folder=None if folder is None else Path(folder).absolute(),
         address=address,
         identity=_identity(**keys, environ=environ) if address is None else None,
         config=None if config_file is None else read_config(config_file),

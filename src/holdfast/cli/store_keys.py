@@ -42,8 +42,8 @@ def command(
 
     def is_in_use(identity: keys.Identity) -> bool:
         path = settings.pod_path(identity.owner_key)
-        # What was replaced, or is being restored, needs its keys as well; a lock stays behind when a Pod is moved.
-        return any(each.suffix != ".lock" for each in path.parent.glob(f"{path.stem}.*"))
+        # What was replaced, or is being restored, needs its keys as well; a lock and a mark stay when a Pod is moved.
+        return any(each.suffix not in {".lock", ".made"} for each in path.parent.glob(f"{path.stem}.*"))
 
     if from_file is not None:
         try:

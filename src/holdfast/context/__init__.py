@@ -17,6 +17,7 @@ from holdfast.context.pods import (
     pod_key_id,
     restore_pod,
     unlock,
+    was_made,
 )
 from holdfast.context.running import carry_out
 from holdfast.context.settings import Settings
@@ -34,4 +35,5 @@ __all__ = [
     "pod_key_id",
     "restore_pod",
     "unlock",
+    "was_made",
 ]

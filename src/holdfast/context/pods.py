@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -135,24 +135,43 @@ def unlock(
     keyring = Keyring(settings.keyring_path, load_or_create_pod_key(home, settings.environ, disk=disk), disk=disk)
     try:
         is_kept = keyring.has(owner) and keyring.get(owner) == key  # a restored Pod may have another key than before
-        was_made = is_kept
+        is_known = is_kept
     except (DamagedError, DeniedError) as exc:
-        # The owner's key opens the file without it. Who can tell whether it was made once is the envelope alone.
+        # The owner's key opens the file without it. Whoever has an envelope is taken to have had a file.
         _log.warning("keyring.damaged", extra={"path": str(keyring.path), "reason": str(exc)})
-        is_kept, was_made = False, not is_new
+        is_kept, is_known = False, not is_new
+    is_marked = was_made(path, disk=disk)
     with sharing_pod(path, disk=disk):
         is_missing = not path.exists() or not path.stat().st_size
     if is_missing:
-        if was_made:
+        if is_known or is_marked:
             message = (
                 f"the Pod {str(path)!r} is gone, though it was there: bring the file back or restore a backup "
                 f"(holdfast pod restore); to begin anew with an empty one, remove {envelope_path.name!r} beside it"
             )
             raise DamagedError(message, path=str(path))
         SqliteStore(path, key, disk=disk).close()
-    if not is_kept and keeps_key:  # only now, so that a key in the keyring says: this file was made once
+    # Only now, so that each of them says: this file was made once.
+    if not is_marked:
+        disk.replace(_mark(path), envelope.data_key_id.encode())
+    if not is_kept and keeps_key:
         keyring.put(owner, key)
     return path, key
+
+
+def was_made(path: Path, *, disk: Disk | None = None) -> bool:
+    """Say whether a mark tells that a Pod's file was made with the envelope that is there; beside older files is none.
+
+    The mark is not in the envelope, for a rotation may replace that at the same time.
+    """
+    disk = disk or Disk()
+    with suppress(NotFoundError):
+        return disk.read(_mark(path)) == read_envelope(path.with_suffix(".json"), disk=disk).data_key_id.encode()
+    return False
+
+
+def _mark(path: Path) -> Path:
+    return path.with_suffix(".made")
 
 
 def files_of(settings: Settings, owner: str, key: bytes, *, disk: Disk | None = None) -> DiskBlobs:

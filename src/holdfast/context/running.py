@@ -21,8 +21,9 @@ from holdfast.engine import (
     continue_run,
     get_unfinished,
     logging_to,
+    refuse_claimed,
 )
-from holdfast.errors import InvalidError, NotFoundError
+from holdfast.errors import InvalidError, NotFoundError, PluginError
 from holdfast.items import PersistentState, PluginRun
 from holdfast.keys import Identity
 from holdfast.plugins import PluginBase, Source, arguments_from
@@ -60,7 +61,7 @@ def carry_out(
             token has been claimed for: ``run_id`` names it.
         on_progress: As `Runner` says.
         owns_process: As `Runner` says.
-        timing: As `Runner` says.
+        timing: As `Runner` says; None: that of the lease in the settings.
 
     Raises:
         NotFoundError, InvalidError, PluginError: There is no such run or plugin, its configuration is wrong, or its
@@ -74,14 +75,15 @@ def carry_out(
         id_ = run.id or ""
         runner = Runner(
             open_store,
-            holder=None if address is None or address.token is None else _holder(store, plugin_state),
+            holder=_holder(store, plugin_state) if is_claimed(address) else None,
             locks=settings.locks_path,
             snapshots=settings.snapshots_path,
             owns_process=owns_process,
             on_progress=on_progress,
-            timing=timing,
+            timing=timing or Timing.of(settings.lease_s),
         )
-        with logging_to(settings.run_log_path(id_), id_, owns_process=owns_process):
+        path = None if is_claimed(address) else settings.run_log_path(id_)
+        with logging_to(path, id_, owns_process=owns_process):
             return runner.drive(cls, run, plugin_state, used)
 
     with Pod(store) as client:
@@ -90,17 +92,27 @@ def carry_out(
                 raise InvalidError("neither a run nor a plugin was named: one of them is expected")
             locks = settings.locks_path
             return carry_on(store, source, drive, locks=locks, config=config, state=state, is_new=is_new)
-        check_state(store, run_id)
-        run = get_unfinished(client, run_id)
-        from holdfast.plugins.named import find_named  # start-up: a plugin that was named is loaded by now
+        try:
+            check_state(store, run_id)
+            run = get_unfinished(client, run_id)
+            from holdfast.plugins.named import find_named  # start-up: a plugin that was named is loaded by now
 
-        folder = _current_folder() if source is None else source.folder
-        module, name = run.pluginModule or "", run.pluginName or ""
-        found = find_named(f"{module}:{name}", settings.plugins_dir)
-        cls = (found or Source(module=module, name=name, folder=folder)).load()
-        used = config_of(run.config, f"run {run_id!r}", instead=config)
-        arguments_from(cls, used)
-        return replace(drive(cls, *continue_run(client, run_id), used), run=run_id)
+            folder = _current_folder() if source is None else source.folder
+            module, name = run.pluginModule or "", run.pluginName or ""
+            found = find_named(f"{module}:{name}", settings.plugins_dir)
+            cls = (found or Source(module=module, name=name, folder=folder)).load()
+            used = config_of(run.config, f"run {run_id!r}", instead=config)
+            arguments_from(cls, used)
+            return replace(drive(cls, *continue_run(client, run_id), used), run=run_id)
+        except (NotFoundError, InvalidError, PluginError) as exc:
+            if is_claimed(address):  # it would be launched again, in vain
+                refuse_claimed(store, run_id, exc)
+            raise
+
+
+def is_claimed(address: Address | None) -> bool:
+    """Say whether this process is there for a run that was claimed for it: it has been given a token."""
+    return address is not None and address.token is not None
 
 
 def _opening(settings: Settings, identity: Identity | None, address: Address | None) -> Callable[[], Store]:

@@ -13,8 +13,9 @@ import hashlib
 import hmac
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,22 @@ from holdfast.runs import Clock, SystemClock
 from holdfast.server.pods import Opener, OpenPod
 from holdfast.sql import Keyring, SqliteStore
 from holdfast.sql.grouping import GroupedStore
-from holdfast.store import Batch, Result
+from holdfast.store import (
+    AnswerQuestion,
+    Batch,
+    CreateItem,
+    DeleteItem,
+    EndLease,
+    MoveRun,
+    Operation,
+    ReleaseLease,
+    Result,
+    UpdateItem,
+)
 
 _log: Final = logging.getLogger(__name__)
 
+_STIRRING: Final = (AnswerQuestion, DeleteItem, EndLease, MoveRun, ReleaseLease, UpdateItem)
 _TURN_S: Final = 5.0
 """How long writers wait for renewals at most, which have a flush to wait for."""
 
@@ -43,6 +56,8 @@ class LocalPods(Opener):
         is_attended: Open a Pod for tokens only after its owner has called: no key is kept on this machine, and one
             that was kept before goes when its owner calls.
         can_create: Whether owners may come who have no Pod yet.
+        on_stirred: Called with an owner, from any thread, when something was written that may let a run begin or end,
+            or when the owner has opened the Pod.
         clock: What leases and tokens are measured on.
         disk: Where the home lies.
     """
@@ -53,12 +68,14 @@ class LocalPods(Opener):
         *,
         is_attended: bool = False,
         can_create: bool = True,
+        on_stirred: Callable[[str], None] = lambda _owner: None,
         clock: Clock | None = None,
         disk: Disk | None = None,
     ) -> None:
         self._settings = settings
         self._is_attended = is_attended
         self._can_create = can_create
+        self.on_stirred = on_stirred
         self._clock = clock or SystemClock()
         self._disk = disk or Disk()
         self._pod_key = load_or_create_pod_key(settings.home, settings.environ, disk=self._disk)
@@ -87,7 +104,13 @@ class LocalPods(Opener):
             digest = (_digest(database_key), seen)
         if self._is_attended:
             self._kept[owner] = key
-        return _ServedPod(self._settings, owner, key, digest, clock=self._clock, disk=self._disk)
+        stir = partial(self._stir, owner)
+        if database_key is not None:
+            stir()
+        return _ServedPod(self._settings, owner, key, digest, stir=stir, clock=self._clock, disk=self._disk)
+
+    def _stir(self, owner: str) -> None:
+        self.on_stirred(owner)
 
     def create(self, owner: str, database_key: str) -> None:  # noqa: D102 -- as `Opener`
         identity = Identity(owner, database_key)
@@ -131,6 +154,7 @@ class _ServedPod:
         key: bytes,
         presented: tuple[bytes, object] | None,
         *,
+        stir: Callable[[], None],
         clock: Clock,
         disk: Disk,
     ) -> None:
@@ -139,7 +163,7 @@ class _ServedPod:
         self.files = files_of(settings, owner, key, disk=disk)
         self.files.sweep()
         turns = _Turns()
-        self.store = _grouped(_Writing(self._path, key, turns, clock=clock, disk=disk))
+        self.store = _grouped(_Writing(self._path, key, turns, stir, clock=clock, disk=disk))
         try:
             self.renewals = _grouped(_Renewing(self._path, key, turns, clock=clock, disk=disk))
         except BaseException:
@@ -201,19 +225,34 @@ class _Turns:
 
 
 class _Writing(SqliteStore):
-    """Lets renewals pass."""
+    """Lets renewals pass, and says so when something was written that concerns a supervisor."""
 
-    def __init__(self, path: Path, key: bytes, turns: _Turns, **how: Any) -> None:
-        self._turns = turns
+    def __init__(self, path: Path, key: bytes, turns: _Turns, stir: Callable[[], None], **how: Any) -> None:
+        self._turns, self._stir = turns, stir
         super().__init__(path, key, create=False, **how)
 
     def apply(self, batch: Batch) -> tuple[Result, ...]:
         self._turns.let_pass()
-        return super().apply(batch)
+        results = super().apply(batch)
+        self._say([batch])
+        return results
 
     def apply_all(self, batches: Sequence[Batch]) -> list[tuple[Result, ...] | HoldfastError]:
         self._turns.let_pass()
-        return super().apply_all(batches)
+        results = super().apply_all(batches)
+        self._say(batches)
+        return results
+
+    def _say(self, batches: Sequence[Batch]) -> None:
+        if any(_is_stirring(operation) for batch in batches for operation in batch.operations):
+            self._stir()
+
+
+def _is_stirring(operation: Operation) -> bool:
+    """Say whether a run may begin or end because of this."""
+    if isinstance(operation, CreateItem):
+        return operation.type in {"PluginRun", "Schedule"}
+    return isinstance(operation, _STIRRING)
 
 
 class _Renewing(SqliteStore):

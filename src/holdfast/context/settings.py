@@ -45,6 +45,11 @@ class Settings:
         state_dir: The folder with the application's variables; a relative one lies in the home.
         plugins_dir: The folder with plugins; likewise.
         save_delay: For how many seconds at most a change of a variable may be in memory only; None: until the end.
+        lease_s: For how many seconds a run holds its plugin state without a renewal: so long a dead machine, or one
+            that cannot be reached, goes unnoticed.
+        logs_kept_days: For how many days the log of a launched run is kept in its Pod.
+        max_runs: How many launched runs work at once at most.
+        max_runs_per_owner: How many of them for one owner.
         sources: For each value, who decided it: "argument", "environment", "file" or "default".
         environ: What the environment said, for keys that an orchestrator hands in.
     """
@@ -53,6 +58,10 @@ class Settings:
     state_dir: Path = Path("state")
     plugins_dir: Path = Path("plugins")
     save_delay: float | None = 1.0
+    lease_s: float = 60.0
+    logs_kept_days: float = 30.0
+    max_runs: int = 8
+    max_runs_per_owner: int = 4
     sources: Mapping[str, str] = field(default_factory=dict[str, str])
     environ: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
@@ -71,6 +80,10 @@ class Settings:
         state_dir: StrPath | None = None,
         plugins_dir: StrPath | None = None,
         save_delay: float | Literal["none"] | None = None,
+        lease_s: float | None = None,
+        logs_kept_days: float | None = None,
+        max_runs: int | None = None,
+        max_runs_per_owner: int | None = None,
     ) -> Settings:
         """Return the settings: arguments count before the environment, that before the file, and that before defaults.
 
@@ -84,6 +97,10 @@ class Settings:
             plugins_dir: None: ``HOLDFAST_PLUGINS_DIR`` or ``plugins_dir``; else ``plugins`` in the home.
             save_delay: "none": at the end and by ``save_all`` only; None: ``HOLDFAST_SAVE_DELAY`` or ``save_delay``;
                 else 1 second.
+            lease_s: 3 to 3600 seconds; None: ``HOLDFAST_LEASE_S`` or ``lease_s``; else 60.
+            logs_kept_days: 0 to 36500 days; None: ``HOLDFAST_LOGS_KEPT_DAYS`` or ``logs_kept_days``; else 30.
+            max_runs: 1 to 10000; None: ``HOLDFAST_MAX_RUNS`` or ``max_runs``; else 8.
+            max_runs_per_owner: 1 to 10000; None: ``HOLDFAST_MAX_RUNS_PER_OWNER`` or ``max_runs_per_owner``; else 4.
 
         Raises:
             InvalidError: A path in the environment is relative: each program would find another one. Or one begins
@@ -92,7 +109,15 @@ class Settings:
             DeniedError, UnavailableError: The file cannot be read.
         """
         environ = os.environ if environ is None else environ
-        given = {"state_dir": state_dir, "plugins_dir": plugins_dir, "save_delay": save_delay}
+        given = {
+            "state_dir": state_dir,
+            "plugins_dir": plugins_dir,
+            "save_delay": save_delay,
+            "lease_s": lease_s,
+            "logs_kept_days": logs_kept_days,
+            "max_runs": max_runs,
+            "max_runs_per_owner": max_runs_per_owner,
+        }
         found, source = _home(home, environ)
         values: dict[str, Any] = {"home": found}
         sources = {"home": source}
@@ -193,25 +218,50 @@ def _folder(value: object, what: str, source: str, home: Path | None = None) -> 
 
 
 def _delay(value: object, what: str, source: str, home: Path) -> float | None:
-    """Return seconds, which are text only in the environment, where everything is."""
     del home
     if value == "none":
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    try:
-        seconds = float(cast("float", value)) if is_number or source == "environment" else math.nan
-    except (ValueError, OverflowError):
-        seconds = math.nan
+    seconds = _number(value, source)
     if not 0 <= seconds <= threading.TIMEOUT_MAX:
         message = f"{what} cannot be {shown(value)}: seconds, 0 or more, or 'none' are expected"
         raise InvalidError(message, value=shown(value))
     return seconds
 
 
-_READERS: Final[Mapping[str, Callable[[object, str, str, Path], Any]]] = {
+def _within(lowest: int, highest: int, unit: str, *, is_whole: bool = False) -> _Reader:
+    """Return what reads numbers from ``lowest`` to ``highest``."""
+
+    def read(value: object, what: str, source: str, home: Path) -> float:
+        del home
+        number = _number(value, source)
+        if not lowest <= number <= highest or (is_whole and not number.is_integer()):
+            expected = (
+                f"{'a whole number' if is_whole else 'a number'} of {unit} from {lowest} to {highest} is expected"
+            )
+            raise InvalidError(f"{what} cannot be {shown(value)}: {expected}", value=shown(value))
+        return int(number) if is_whole else number
+
+    return read
+
+
+def _number(value: object, source: str) -> float:
+    """Return a number, which is text only in the environment, where everything is; NaN for what is none."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        return float(cast("float", value)) if is_number or source == "environment" else math.nan
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+_Reader = Callable[[object, str, str, Path], Any]
+_READERS: Final[Mapping[str, _Reader]] = {
     "state_dir": _folder,
     "plugins_dir": _folder,
     "save_delay": _delay,
+    "lease_s": _within(3, 3_600, "seconds"),
+    "logs_kept_days": _within(0, 36_500, "days"),
+    "max_runs": _within(1, 10_000, "runs", is_whole=True),
+    "max_runs_per_owner": _within(1, 10_000, "runs", is_whole=True),
 }
 """What else than the home can be set, and what makes a value of what is given for it."""
 

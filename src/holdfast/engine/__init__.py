@@ -17,7 +17,7 @@ from holdfast.engine.finding import (
 )
 from holdfast.engine.holding import Hold, Timing
 from holdfast.engine.logs import FactsFormatter, logging_to
-from holdfast.engine.owning import abort, check_state, edit, find_lease, find_state, get_run_row, retry
+from holdfast.engine.owning import abort, check_state, edit, find_lease, find_state, get_run_row, refuse_claimed, retry
 from holdfast.engine.runner import Runner
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "list_unfinished",
     "logging_to",
     "plan_state",
+    "refuse_claimed",
     "retry",
 ]

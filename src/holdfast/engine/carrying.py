@@ -64,7 +64,10 @@ def carry_on(
         if found is None:
             arguments_from(cls, used)
             check_free(store, plugin_state.id or "", locks=locks)
-            found = begin_run(client, plugin_state, {**source.properties, "config": json.dumps(used)}, source.account)
+            properties = {**source.properties, "config": json.dumps(used)}
+            if "containerImage" in properties:  # else a server would launch what is carried on here
+                properties["containerImage"] = "none"
+            found = begin_run(client, plugin_state, properties, source.account)
         try:
             run = cast("PluginRun", client.get(found.id or ""))
             if plugin_state.dateServerModified is None:  # another process has made it meanwhile

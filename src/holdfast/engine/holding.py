@@ -24,7 +24,17 @@ from typing import Final, Protocol
 from holdfast.disk import BusyError, Disk, ExistsError, Lock
 from holdfast.errors import ConflictError, FencedError, HoldfastError
 from holdfast.runs import Fence, Lease, Status, path_to_started
-from holdfast.store import Batch, ClaimLease, MoveRun, ReleaseLease, RenewLease, SetProgress, Store
+from holdfast.store import (
+    Batch,
+    ClaimLease,
+    MoveRun,
+    Operation,
+    ReleaseLease,
+    RenewLease,
+    SetProgress,
+    Store,
+    UpdateItem,
+)
 
 _log: Final = logging.getLogger(__name__)
 
@@ -70,6 +80,16 @@ class Timing:
     """How often the lease is read, so that an abort need not wait for the next renewal."""
     grace_s: float = 10.0
     """How long a plugin that was asked to stop may take to come to a safe point."""
+
+    @classmethod
+    def of(cls, lease_s: float) -> Timing:
+        """Return the timing of a lease: renewed four times within it, and given up when a quarter of it is left.
+
+        >>> Timing.of(60) == Timing()
+        True
+        """
+        renew_s = lease_s / 4
+        return cls(lease_s=lease_s, renew_s=renew_s, fence_after_s=3 * renew_s, look_s=min(1.0, renew_s))
 
 
 class Hold:
@@ -169,14 +189,27 @@ class Hold:
         holder = f"{here}-{secrets.token_hex(12)}"
         return ClaimLease(self._state, self._run, holder, duration_ms, dead)
 
-    def finish(self, store: Store, status: Status, error: str | None = None, *, progress: float | None = None) -> None:
+    def finish(
+        self,
+        store: Store,
+        status: Status,
+        error: str | None = None,
+        *,
+        progress: float | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         """Move the run to its end, with how far it came if that is known, and give the plugin state back, as one event.
+
+        With ``retry_after_s``, of the database's seconds from now, it is noted on the run, as ``retryAt``, before when
+        nobody is to launch it; without, what was noted stays.
 
         Raises:
             FencedError: Another run has taken over; nothing was written.
         """
         self._stop_renewing()
-        known = () if progress is None else (SetProgress(self._run, progress),)
+        known: list[Operation] = [] if progress is None else [SetProgress(self._run, progress)]
+        if retry_after_s is not None:
+            known.append(UpdateItem(self._run, {"retryAt": store.now_ms() + round(retry_after_s * 1000)}))
         store.apply(Batch((*known, MoveRun(self._run, status, error), ReleaseLease(self.fence)), self.fence))
 
     def close(self) -> None:

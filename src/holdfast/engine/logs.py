@@ -63,23 +63,30 @@ class _RunLog(RotatingFileHandler):
         """Do nothing: a full disk is the run's trouble where it saves, not where it logs."""
 
 
+def _handler(path: Path | None) -> logging.Handler:
+    if path is None:
+        return logging.StreamHandler()
+    if not path.parent.is_dir():
+        Disk().put_folder(path.parent)
+    return _RunLog(path, maxBytes=_MAX_BYTES, backupCount=1, delay=True)
+
+
 def _names(record: logging.LogRecord, run: str) -> bool:
     fact = getattr(record, "run", None)
     return isinstance(fact, str) and fact == run  # anything else may raise when it is compared
 
 
 @contextmanager
-def logging_to(path: Path, run: str, *, owns_process: bool) -> Generator[None]:
+def logging_to(path: Path | None, run: str, *, owns_process: bool) -> Generator[None]:
     """Append what is logged in the block to the file at ``path``, which only its owner can read.
+
+    None: write it to standard error, for whoever has launched this process keeps that.
 
     In a process that is there for the run alone, all of it from INFO up; else what the block's own thread logs and
     what names the run, as far as the application's levels let it through.
     """
-    disk = Disk()
-    if not path.parent.is_dir():
-        disk.put_folder(path.parent)
     root, thread = logging.getLogger(), threading.get_ident()
-    handler, level = _RunLog(path, maxBytes=_MAX_BYTES, backupCount=1, delay=True), root.level
+    handler, level = _handler(path), root.level
     handler.setFormatter(FactsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(lambda each: owns_process or each.thread == thread or _names(each, run))
     root.addHandler(handler)

@@ -14,7 +14,8 @@ from typing import Final
 from holdfast.disk import BusyError, Disk
 from holdfast.engine.finding import FINISHED
 from holdfast.engine.holding import place_of
-from holdfast.errors import ConflictError, NotFoundError
+from holdfast.engine.runner import WORKING, storable
+from holdfast.errors import ConflictError, HoldfastError, NotFoundError
 from holdfast.items import PersistentState, properties_of
 from holdfast.runs import Lease, Status, status_of
 from holdfast.store import (
@@ -27,8 +28,10 @@ from holdfast.store import (
     ItemRow,
     MoveRun,
     Operation,
+    ReleaseLease,
     SetVariable,
     Store,
+    UpdateItem,
 )
 from holdfast.values import Value, shown
 
@@ -136,19 +139,49 @@ def abort(
     return False
 
 
-def retry(store: Store, run: str) -> None:
-    """Make a run that ended as error or aborted ready again; it carries on from what it had saved.
+def retry(store: Store, run: str, *, image: str | None = None, locks: Path | None = None) -> None:
+    """Make a run that ended as error or aborted ready again, or one that is lost; it carries on from what it had saved.
+
+    Lost is one that works, as it says, and has no lease any more, or one whose holder is proven dead by its free lock.
+    How often it has died, and until when it was to wait, is forgotten.
+
+    Args:
+        store: The Pod.
+        run: The id of the run.
+        image: What it is launched from from now on, its ``containerImage``; None: that stays as it is.
+        locks: The folder with the lock files of this machine; None: nobody is proven dead.
 
     Raises:
         NotFoundError: There is no such run.
-        ConflictError: It did not end so, or its plugin state was deleted.
+        ConflictError: It did not end so and is not lost, it was renewed or claimed meanwhile, or its plugin state was
+            deleted. Nothing was written.
     """
-    status = _status(store, run)
-    if status not in (Status.ERROR, Status.ABORTED):
-        message = f"run {run!r} is {status}: only one that is error or aborted can be retried"
+    status, lease = _status(store, run), _last_lease(store, run)
+    is_dead = lease is not None and locks is not None and _is_dead(lease, locks)
+    is_held = lease is not None and lease.is_held(store.now_ms()) and not is_dead
+    if status not in (Status.ERROR, Status.ABORTED) and (status not in WORKING or is_held):
+        message = f"run {run!r} is {status}: only one that is error or aborted, or that is lost, can be retried"
         raise ConflictError(message, run=run, status=str(status))
     check_state(store, run)
-    store.apply(Batch((MoveRun(run, Status.READY),)))
+    values: dict[str, Value | None] = {"retryAt": None, "deaths": None, "deathMark": None}
+    if image is not None:
+        values["containerImage"] = image
+    take = () if lease is None or not is_dead else (EndLease(lease.state, lease.epoch),)
+    # Where nothing is taken: an owner's write ends a lease that lapsed, and is refused if it was renewed meanwhile.
+    store.apply(Batch((*take, UpdateItem(run, values), MoveRun(run, Status.READY))))
+
+
+def refuse_claimed(store: Store, run: str, why: HoldfastError) -> None:
+    """End a run as error that was claimed for this process, and that cannot begin here; silent if it is not its own.
+
+    For what no other attempt would mend: there is no such plugin, its module raises, its configuration is wrong.
+    """
+    with suppress(HoldfastError):
+        state = find_state(store, run)
+        lease = None if state is None else store.find_lease(state.id)
+        if lease is not None and lease.run == run:
+            text = storable(f"{type(why).__name__}: {why}")
+            store.apply(Batch((MoveRun(run, Status.ERROR, text), ReleaseLease(lease.fence)), lease.fence))
 
 
 def edit(

@@ -38,6 +38,10 @@ _log: Final = logging.getLogger(__name__)
 _REPORT_EVERY_S: Final = 1.0
 _MAX_ERROR: Final = 2000
 """Characters of a failure's reason that are kept on the run; the traceback is in its log."""
+_RETRY_LATER: Final = 75
+"""What the process of a run ends with that is to be tried again, as others know it (``EX_TEMPFAIL`` of sysexits.h)."""
+_RETRY_AFTER_S: Final = 60.0
+"""When it is launched again if its plugin does not say: at once, it would ask for what is away without end."""
 
 WORKING: Final = frozenset({Status.STARTED, Status.AUTHENTICATED, Status.DAEMON})
 
@@ -277,7 +281,8 @@ class Runner:
         if _is_retried(exc):
             delays = [each for each in parts if isinstance(each, RetryLater)]
             last = max(delays, key=lambda each: each.after_s or 0)
-            return Outcome(status=Status.READY, error=_clean(last.reason), exit_code=75, retry_after_s=last.after_s)
+            why, after_s = storable(last.reason), last.after_s
+            return Outcome(status=Status.READY, error=why, exit_code=_RETRY_LATER, retry_after_s=after_s)
         if _is_exit(exc):
             return Outcome(status=Status.DONE, exit_code=0)
         if isinstance(exc, KeyboardInterrupt) and not self._owns_process:  # it is meant for the application
@@ -291,13 +296,13 @@ class Runner:
             reason += "".join(f"; {type(each).__name__}: {_text(each)}" for each in parts)
         is_of_a_kind = isinstance(why, HoldfastError) and type(why) is not HoldfastError
         code = why.exit_code if isinstance(why, HoldfastError) and is_of_a_kind else PluginError.exit_code
-        return Outcome(status=Status.ERROR, error=_clean(reason), exit_code=code)
+        return Outcome(status=Status.ERROR, error=storable(reason), exit_code=code)
 
     def _stopped(self, why: BaseException) -> Outcome:
         if isinstance(why, Released):
             return Outcome(status=Status.READY, exit_code=128 + (self._signal or signal.SIGTERM))
         if isinstance(why, Cancelled):
-            return Outcome(status=Status.ABORTED, error=_clean(_text(why)), exit_code=FencedError.exit_code)
+            return Outcome(status=Status.ABORTED, error=storable(_text(why)), exit_code=FencedError.exit_code)
         return Outcome(status=None, error=_text(why), exit_code=FencedError.exit_code)
 
     def _finish(self, hold: Hold, store: Store, outcome: Outcome) -> Outcome:
@@ -308,7 +313,10 @@ class Runner:
             if outcome.status is Status.READY and self._status(store) not in WORKING:  # the plugin's own move stands
                 outcome = replace(self._settled(hold, store), exit_code=outcome.exit_code)
             else:
-                hold.finish(store, outcome.status, outcome.error, progress=self._fraction())
+                after_s = _RETRY_AFTER_S if outcome.retry_after_s is None else outcome.retry_after_s
+                retry_after_s = after_s if outcome.exit_code == _RETRY_LATER else None
+                progress = self._fraction()
+                hold.finish(store, outcome.status, outcome.error, progress=progress, retry_after_s=retry_after_s)
         except FencedError as exc:
             return self._finish(hold, store, Outcome(status=None, error=str(exc), exit_code=exc.exit_code))
         except ConflictError:
@@ -445,6 +453,6 @@ def _text(exc: BaseException) -> str:
         return f"(its text cannot be had: {type(broken).__name__})"
 
 
-def _clean(text: str) -> str | None:
+def storable(text: str) -> str | None:
     """Return ``text`` as what a property can hold; None if it is empty."""
     return text[:_MAX_ERROR].replace("\0", "").encode(errors="replace").decode() or None

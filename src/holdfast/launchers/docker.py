@@ -1,8 +1,8 @@
 """A launcher of containers, through the interface of Docker: of Docker's own engine, or podman's.
 
 Hides the engine, its images and its errors. A container can write to memory and to the snapshots of its plugin state,
-and to nothing else; it has no capabilities and cannot gain any. It runs as this process's own user, for the snapshots
-are that one's, whoever made them.
+and to nothing else: an image that would have volumes is refused. It has no capabilities and cannot gain any. It runs as
+this process's own user, for the snapshots are that one's, whoever made them.
 
 The failure argument. *The process dies on any line of `launch`*: the container is not there, there and not started, or
 started; it has the name of the launch, so the next call goes on from where that was. *Two launch at once*: one of them
@@ -15,34 +15,34 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
-import threading
-from calendar import timegm
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from holdfast.disk import Disk, StrPath
 from holdfast.errors import ConflictError, HoldfastError, InvalidError, NotFoundError, UnavailableError
 from holdfast.launchers import ENDED, LAUNCHING
 from holdfast.launchers.records import Records, environment_of, launched, probe_of
-from holdfast.runs import Launched, LaunchSpec, Logs, Phase, Probe, check_launch_name
+from holdfast.runs import Launched, LaunchSpec, Logs, Phase, Probe, check_launch_name, launch_name
 from holdfast.values import shown
 
 HOME: Final = "/run/holdfast"
 """The home of Holdfast in a container: in memory, but for the snapshots of the plugin state."""
 
 _AUTH: Final = "/run/secrets/holdfast.json"
-_MEMORY: Final = f"rw,nosuid,nodev,noexec,mode=1777,size={64 * 2**20}"
+_MEMORY_BYTES: Final = 64 * 2**20
+_MEMORY: Final = f"rw,nosuid,nodev,noexec,mode=1777,size={_MEMORY_BYTES}"
 _LOGGING: Final = {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "2"}}
 _LABEL: Final = "holdfast."
 _FACTS: Final = ("owner", "state", "run", "epoch")
 _ATTEMPTS: Final = 4
 _LOG_BYTES: Final = 2**20
-_ORDER_MS: Final = 2_000
-"""How much later something may come into the log than something with a later time: it has two sources."""
+_TAILS: Final = (2**6, 2**12, 2**18, None)
+"""How much of the end of a log is looked at, in entries, for the one that was read last."""
+_NO_PROGRAM: Final = 127  # as of a shell; from the first process that is put into each container
 
 
 class DockerLauncher:
@@ -56,7 +56,7 @@ class DockerLauncher:
         network: The network of the containers; None: that of the machine on Linux, else the engine's own choice.
         is_pulled: Whether an image that is not here is fetched.
         is_auth_in_file: Whether a run finds what opens the Pod in a file; else in its environment.
-        timeout_s: How long the engine may take to answer.
+        timeout_s: How long the engine may take to answer; not to fetch an image.
         disk: The file system.
     """
 
@@ -79,13 +79,13 @@ class DockerLauncher:
         self._is_pulled = is_pulled
         self._is_auth_in_file = is_auth_in_file
         self._timeout_s = timeout_s
-        self._opening = threading.Lock()
-        self._opened: Any = None
+        # By process: a forked one would read the answers of the other. No lock, which a fork would take along, and
+        # which would let all wait for the one to whom the engine does not answer.
+        self._opened: dict[int, Any] = {}
 
     def close(self) -> None:
         """Give the connections back."""
-        with self._opening:
-            engine, self._opened = self._opened, None
+        engine = self._opened.pop(os.getpid(), None)
         if engine is not None:
             engine.close()
 
@@ -93,18 +93,22 @@ class DockerLauncher:
         """As `Launcher` says."""
         name = spec.name
         with self._records.launching(spec) as folder, self._engine(f"{name!r} cannot be launched") as engine:
-            for _ in range(_ATTEMPTS):
+            for attempts_left in reversed(range(_ATTEMPTS)):
                 found = self._find(engine, name)
                 if found is not None and found["State"]["Status"] != "created":
                     return name
                 self._get_image(engine, spec.image)
                 self._records.disk.delete(folder / ENDED)
-                with suppress(ConflictError), _translated(f"container {name!r} cannot be made"):
-                    if found is not None:  # by one who died, or was refused, before it was started
-                        engine.remove_container(name, v=True)
-                    self._create(engine, spec)
-                    engine.start(name)
-                    return name
+                try:
+                    with suppress(ConflictError), _translated(f"container {name!r} cannot be made"):
+                        if found is not None:  # by one who died, or was refused, before it was started
+                            engine.remove_container(name, v=True)
+                        self._create(engine, spec)
+                        engine.start(name)
+                        return name
+                except NotFoundError:
+                    if not attempts_left or self._find(engine, name) is not None:
+                        raise  # it is not the container that is missing, which another has deleted meanwhile
         message = f"container {name!r} cannot be made: another has the name, that is not this Pod's or is on its way"
         raise UnavailableError(message, name=name)
 
@@ -130,7 +134,7 @@ class DockerLauncher:
             self._records.disk.put_folder(spec.snapshots)
             mounts.append(_mount(str(spec.snapshots.absolute()), f"{HOME}/snapshots/{spec.state}"))
         limits = spec.limits
-        engine.create_container(
+        made = engine.create_container(
             spec.image,
             list(spec.command) or None,
             name=spec.name,
@@ -145,6 +149,7 @@ class DockerLauncher:
                 **{_LABEL + each: str(getattr(spec, each)) for each in _FACTS},
             },
             stop_signal="SIGTERM",
+            use_config_proxy=False,  # with it this user's password for the proxy would go along
             host_config=engine.create_host_config(
                 init=True,
                 read_only=True,
@@ -153,6 +158,7 @@ class DockerLauncher:
                 network_mode=self._network,
                 mounts=mounts,
                 tmpfs={"/tmp": _MEMORY, HOME: _MEMORY},  # noqa: S108 -- in the container
+                shm_size=_MEMORY_BYTES,
                 mem_limit=limits.memory_bytes,
                 memswap_limit=limits.memory_bytes,
                 pids_limit=limits.processes,
@@ -160,6 +166,12 @@ class DockerLauncher:
                 log_config=_LOGGING,
             ),
         )
+        mounted = engine.inspect_container(made["Id"])["Mounts"]
+        volumes = sorted(each["Destination"] for each in mounted if each["Type"] == "volume")
+        if volumes:
+            engine.remove_container(spec.name, v=True)
+            message = f"image {spec.image!r} has volumes ({', '.join(volumes)}), and would write to the machine's disk"
+            raise InvalidError(f"{message} without a limit: build it without VOLUME", image=spec.image)
 
     def probe(self, name: str) -> Probe:
         """As `Launcher` says."""
@@ -185,75 +197,82 @@ class DockerLauncher:
         self._records.wait_for_launch(name)
         with self._engine(f"{name!r} cannot be stopped") as engine:
             if self._find(engine, name) is not None:
-                with suppress(_sdk("docker").errors.NotFound):
+                with suppress(_not_found()):
                     engine.stop(name, timeout=math.ceil(grace_s))  # it wakes a paused one
 
     def delete(self, name: str) -> None:
         """As `Launcher` says."""
-        self._records.wait_for_launch(name)
-        with self._engine(f"{name!r} cannot be deleted") as engine:
-            if self._find(engine, name) is not None:
+        with self._records.deleting(name), self._engine(f"{name!r} cannot be deleted") as engine:
+            if self._find(engine, name) is None:
+                return
+            with suppress(NotFoundError):  # another has deleted it meanwhile
                 try:
-                    with suppress(NotFoundError), _translated(f"{name!r} cannot be deleted"):
+                    with _translated(f"{name!r} cannot be deleted"):
                         engine.remove_container(name, force=True, v=True)
                 except ConflictError:  # it is on its way
-                    engine.wait(name, timeout=self._timeout_s, condition="removed")
-        self._records.delete(name)
+                    with _translated(f"{name!r} cannot be deleted"):
+                        engine.wait(name, timeout=self._timeout_s, condition="removed")
 
     def logs(self, name: str, after: str = "") -> Logs:
-        """As `Launcher` says, as far as the engine has it: it keeps the last 16 to 32 MiB."""
+        """As `Launcher` says, as far as the engine has it: it keeps the last 16 to 32 MiB.
+
+        One reads on from the last entry, wherever that is now, and not from a time: the clock of the engine may be put
+        back. If the engine keeps that entry no longer, all that it keeps comes, and what was between is lost. Of a line
+        that is longer than what is kept, parts may come twice or be lost.
+        """
         check_launch_name(name)
-        since_ms, skipped = _place(name, after)
-        parts: list[bytes] = []
-        times: list[int] = []
+        last = _entry(name, after)
         with self._engine(f"what {name!r} wrote cannot be read") as engine:
             if self._find(engine, name) is None:
                 return Logs(b"", after)
-            since = since_ms / 1000 if since_ms else None
-            with closing(engine.logs(name, stream=True, follow=False, timestamps=True, since=since)) as entries:
-                size = 0
-                for entry in entries:  # to the end: the package leaves a connection open that it is not done with
-                    if size >= _LOG_BYTES:
-                        continue
-                    stamp, _, text = entry.partition(b" ")
-                    times.append(_milliseconds(stamp.decode("ascii")))
-                    if len(times) > skipped:
-                        parts.append(text)
-                        size += len(text)
-        if not parts:
-            return Logs(b"", after)
-        since_ms = max(since_ms, max(times) - _ORDER_MS)
-        return Logs(b"".join(parts), f"{since_ms}+{sum(each >= since_ms for each in times)}")
+            for tail in _TAILS if last else ():
+                found = _read(engine, name, tail, last)
+                if found is not None:
+                    return found
+            found = _read(engine, name, None, None)
+            return found if found is not None and found.data else Logs(b"", after)
 
     def list(self) -> Sequence[Launched]:
         """As `Launcher` says."""
         found = {each.name: each for each in self._records.list()}
         with self._engine("the containers of this Pod cannot be listed") as engine:
             for each in engine.containers(all=True, filters={"label": f"{_LABEL}pod={self._pod}"}):
-                name = each["Names"][0].removeprefix("/")
+                name = (each["Names"] or [""])[0].removeprefix("/")  # none, when it is being removed
                 facts = {fact: each["Labels"].get(_LABEL + fact, "") for fact in _FACTS}
-                found.setdefault(name, launched(name, facts))
+                if launch_name.fullmatch(name):
+                    found.setdefault(name, launched(name, facts))
         return [found[name] for name in sorted(found)]
 
     def _find(self, engine: Any, name: str) -> dict[str, Any] | None:
         """Return what the engine says of a container; None: there is none, or it is not this Pod's."""
         try:
             found = engine.inspect_container(name)
-        except _sdk("docker").errors.NotFound:
+        except _not_found():
             return None
-        return found if found["Config"]["Labels"].get(f"{_LABEL}pod") == self._pod else None
+        is_it = found["Name"].removeprefix("/") == name  # the engine takes the beginning of an id as well
+        return found if is_it and found["Config"]["Labels"].get(f"{_LABEL}pod") == self._pod else None
 
     @contextmanager
     def _engine(self, what: str) -> Generator[Any]:
         """Yield what speaks to the engine; what that raises in the block is said of ``what``."""
         with _translated(what):
-            with self._opening:
-                if self._opened is None:
-                    docker = _sdk("docker")
-                    where: Any = {"base_url": self._url} if self._url else docker.utils.kwargs_from_env()
-                    self._opened = docker.APIClient(**where, version="auto", timeout=self._timeout_s)
-                engine = self._opened
+            engine = self._opened.get(os.getpid())
+            if engine is None:
+                made = self._connect()
+                engine = self._opened.setdefault(os.getpid(), made)
+                if engine is not made:  # another thread was faster
+                    made.close()
             yield engine
+
+    def _connect(self) -> Any:
+        docker = _sdk("docker")
+        try:
+            where: Any = {"base_url": self._url} if self._url else docker.utils.kwargs_from_env()
+            return docker.APIClient(**where, version="auto", timeout=self._timeout_s)
+        except ValueError as exc:
+            url = self._url or os.environ.get("DOCKER_HOST")
+            message = f"{shown(url)} is not where an engine can be: {exc}; unix:///run/docker.sock is one such"
+            raise InvalidError(message) from exc
 
 
 def _sdk(module: str) -> Any:
@@ -296,6 +315,11 @@ _KINDS: Final[dict[int, type[HoldfastError]]] = {
 }
 
 
+def _not_found() -> type[Exception]:
+    found: type[Exception] = _sdk("docker").errors.NotFound
+    return found
+
+
 def _mount(source: str, target: str, *, is_read_only: bool = False) -> dict[str, Any]:
     return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": is_read_only}
 
@@ -309,19 +333,85 @@ def _probe_of_ended(found: dict[str, Any]) -> Probe:
         )
     if state["Error"]:
         return Probe(Phase.FAILED, f"it ended with exit code {code}: {state['Error']}")
+    if code == _NO_PROGRAM:
+        return Probe(Phase.FAILED, f"it ended with exit code {code}: its program is not in the image, perhaps")
     return probe_of({"signal": code - 128} if 128 < code < 128 + 65 else {"code": code})
 
 
-def _place(name: str, after: str) -> tuple[int, int]:
-    """Return what `logs` said last: a time, and how many entries since then are known."""
-    since, _, count = (after or "0+0").partition("+")
-    if not (since.isascii() and since.isdecimal() and count.isascii() and count.isdecimal()):
+class _Entry(NamedTuple):
+    """Which entry of a log: of what a container wrote to one of its outputs at one time, the so manieth.
+
+    All parts of a long line have the time of the first, and entries of the other output may come in between.
+    """
+
+    output: int
+    time: str
+    number: int
+
+
+_entry_pattern: Final = re.compile(r"([12])/([0-9TZ:.+-]{1,40})/([1-9][0-9]{0,8})", re.ASCII)
+
+
+def _entry(name: str, after: str) -> _Entry | None:
+    """Return the entry that `logs` read last."""
+    found = _entry_pattern.fullmatch(after)
+    if found is None and after:
         message = f"the log of {name!r} has nothing after {shown(after)}: what its last part said is expected"
         raise InvalidError(message, name=name)
-    return int(since), int(count)
+    return None if found is None else _Entry(int(found[1]), found[2], int(found[3]))
 
 
-def _milliseconds(stamp: str) -> int:
-    """Return an instant (RFC 3339) as milliseconds since 1970, rounded down."""
-    instant = datetime.fromisoformat(stamp)
-    return timegm(instant.utctimetuple()) * 1000 + instant.microsecond // 1000
+def _read(engine: Any, name: str, tail: int | None, last: _Entry | None) -> Logs | None:
+    """Return what comes after an entry, or from the beginning on; None: it is not known where that is.
+
+    Args:
+        engine: What speaks to the engine.
+        name: Of the container.
+        tail: How many entries there are to be looked at, from the end; None: all.
+        last: The entry; None: the beginning.
+    """
+    is_after, is_sure, size = last is None, True, 0
+    parts: list[bytes] = []
+    reached: dict[int, _Entry] = {}
+    counted = dict[int, bool]()  # whether all of that time were seen
+    with closing(_entries(engine, name, tail)) as entries:
+        for output, time, text in entries:
+            before = reached.get(output)
+            if before is not None and before.time == time:
+                entry = before._replace(number=before.number + 1)
+            else:
+                entry = _Entry(output, time, 1)
+                counted[output] = tail is None or before is not None
+            reached[output] = entry
+            if is_after:
+                parts.append(text)
+                size += len(text)
+                last, is_sure = entry, counted[output]
+                if size >= _LOG_BYTES:
+                    break
+            else:
+                is_after = entry == last and counted[output]
+    if not is_after or not is_sure:
+        return None
+    return Logs(b"".join(parts), "" if last is None else f"{last.output}/{last.time}/{last.number}")
+
+
+def _entries(engine: Any, name: str, tail: int | None) -> Generator[tuple[int, str, bytes]]:
+    """Yield what a container wrote: to which output, when, and what.
+
+    Not by Docker's package, which does not say which output it was, and takes ten times as long.
+    """
+    url = f"{engine.base_url}/v{engine.api_version}/containers/{name}/logs"
+    asked = {"stdout": 1, "stderr": 1, "timestamps": 1, "tail": "all" if tail is None else tail}
+    with closing(engine.get(url, params=asked, stream=True, timeout=engine.timeout)) as answer:
+        if answer.status_code == 404:  # it was deleted meanwhile
+            return
+        answer.raise_for_status()
+        data, at = b"", 0
+        while more := answer.raw.read(2**16):
+            data, at = data[at:] + more, 0
+            # A header of 8 bytes: the output, three zeros, and how many bytes follow.
+            while len(data) >= at + 8 and len(data) >= (end := at + 8 + int.from_bytes(data[at + 4 : at + 8], "big")):
+                time, _, text = data[at + 8 : end].partition(b" ")
+                yield data[at], time.decode("ascii", "replace"), text
+                at = end

@@ -7,7 +7,8 @@ its standard input, and answers likewise. SIGTERM makes it ask its process to en
 The failure argument. Whether the process runs is known by the lock that this one holds, so no number of a process is
 ever taken for another's. *Who launches dies* before the whole line is written: nothing is started, nor will be; after
 it: all goes on. *This one is killed*: the system kills the launched process with it, and what that began is found by
-its environment when the launch is stopped. *The disk is full*: how it ended is not noted; all else is as ever.
+its environment, or its output, when the launch is stopped. *The disk is full*: how it ended is not noted; all else is
+as ever.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def main(folder: Path) -> None:
     if os.fork():
         os._exit(0)  # from here on it is nobody's child, and nobody's to wait for
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    signal.signal(signal.SIGCHLD, _awaited)
+    for each in _SIGNALS:
+        signal.signal(each, _awaited)
     disk = Disk()
     try:
         lock = _lock(disk, folder)
@@ -60,7 +62,7 @@ def main(folder: Path) -> None:
 
 
 def _awaited(number: int, frame: object) -> None:
-    """Do nothing: it is blocked, and waited for. Without this it would be ignored, and not even waited for."""
+    """Do nothing: it is blocked, and waited for. Without this it may be ignored, and not even waited for."""
 
 
 def _lock(disk: Disk, folder: Path) -> Lock | None:
@@ -143,9 +145,10 @@ def _become(job: dict[str, Any], parent: int, writing: int) -> NoReturn:
         for name, number in _LIMITS.items():
             if limits[name] is not None:
                 resource.setrlimit(number, (limits[name], limits[name]))
-        for each in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores, and exec would go on ignoring
-            signal.signal(each, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        for each in signal.valid_signals():  # Python ignores two, who launched this may have more, and exec keeps that
+            if signal.getsignal(each) is signal.SIG_IGN:
+                signal.signal(each, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvpe(job["command"][0], job["command"], job["environment"])  # noqa: S606 -- without a shell, on purpose
     except Exception as exc:  # noqa: BLE001 -- whatever it is, nobody hears of it but through here
         os.write(writing, json.dumps(_told(exc)).encode())

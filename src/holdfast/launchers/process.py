@@ -2,7 +2,11 @@
 
 Hides how they are found again: by a folder for each, made before it is started (`records`), and a lock in it that is
 held while anything of it runs, by a small program beside it (`parent`). What it cannot do is protect the user: a plugin
-may read what this user may read, and end what this user may end.
+may read what this user may read, and end what this user may end, that program and this one included.
+
+A number in a note is no reason to end a process, for a plugin can write one, and the system gives it to others: what
+is signalled is asked what it is. *The program beside it is killed*: what is left is found by a variable that it has
+inherited, or by the log that it writes to; who takes care to have neither is not found.
 
 The failure argument. *The process dies on any line of `launch`*: before the folder is there nothing happened; then
 nothing runs until the other program has its whole line, and who asks again starts it or finds it started. *Two launch
@@ -19,8 +23,9 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -28,15 +33,19 @@ from typing import Any, Final
 from holdfast.disk import BusyError, Disk, MissingError, StrPath
 from holdfast.errors import HoldfastError, InvalidError, NotFoundError, UnavailableError
 from holdfast.launchers import ENDED, LAUNCHING, OUTPUT, RUNNING, STARTED, WORK
-from holdfast.launchers.records import Records, environment_of, probe_of
+from holdfast.launchers.records import UNUSABLE, Records, environment_of, probe_of
 from holdfast.runs import Launched, LaunchSpec, Logs, Phase, Probe
 from holdfast.values import shown
 
 RUN_PLUGIN: Final = (sys.executable, "-c", "from holdfast.cli.run_plugin import main; main()", "--read_args_from_env")
 """``run_plugin``, as this interpreter has it."""
 
-PASSED: Final = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER")
+PASSED: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER")
 """What a launched process has of the environment of who launched it."""
+
+_PARENT: Final = "holdfast.launchers.parent"
+_PARENT_PASSED: Final = ("LD_LIBRARY_PATH", "PYTHONHOME")
+"""What it takes to run this interpreter, which some have in places of its own."""
 
 _MARK: Final = "HOLDFAST_LAUNCH"
 """The variable by which all that a launched process began is known, unless it takes care not to be: its folder."""
@@ -45,6 +54,7 @@ _KILL_S: Final = 5.0
 _LAUNCH_S: Final = 10.0
 """Longer than it takes to launch a process."""
 _LOG_BYTES: Final = 2**20
+_LOG_DIGITS: Final = 18
 _LATER: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO})
 
 
@@ -78,7 +88,7 @@ class ProcessLauncher:
         self._passed = tuple(passed)
         self._is_auth_in_file = is_auth_in_file
         self._cwd = None if cwd is None else Path(cwd).absolute()
-        self._parent: Sequence[str] = (sys.executable, "-S", "-P", "-m", "holdfast.launchers.parent")
+        self._parent: Sequence[str] = (sys.executable, "-S", "-P", "-m", _PARENT)
 
     def command(self, spec: LaunchSpec) -> Sequence[str]:
         """Return what is started for a run.
@@ -115,13 +125,18 @@ class ProcessLauncher:
                     stdout=subprocess.PIPE,
                     stderr=output,
                     cwd=folder,
-                    env={"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+                    env={
+                        **{name: os.environ[name] for name in _PARENT_PASSED if name in os.environ},
+                        "PYTHONPATH": os.pathsep.join(each for each in sys.path if each),
+                    },
                     start_new_session=True,
                 ) as parent,
             ):
                 answer = _answer(parent)
                 if "ready" in answer:
                     answer = _answer(parent, json.dumps(job).encode() + b"\n")
+                if "started" not in answer and parent.stdout is not None:
+                    parent.stdout.read()  # to its end, which is that of the program: nothing looks as if it ran
         except OSError as exc:
             raise UnavailableError(f"{spec.name!r} cannot be launched now: {exc}", name=spec.name) from exc
         if "started" not in answer:
@@ -138,49 +153,75 @@ class ProcessLauncher:
                 return Probe(Phase.RUNNING)
             ended = self._records.read(folder / ENDED)
         except MissingError:
-            return Probe(Phase.GONE)
+            is_started, ended = False, {}
         except HoldfastError as exc:
             return Probe(Phase.UNKNOWN, str(exc))
+        if not ended:  # nobody saw to it that nothing is left
+            try:
+                if any(True for _ in _each(folder, _is_of)):
+                    return Probe(Phase.RUNNING)
+            except OSError as exc:
+                return Probe(Phase.UNKNOWN, f"processes cannot be looked at: {exc}")
         return probe_of(ended) if is_started or ended else Probe(Phase.GONE)
 
     def stop(self, name: str, grace_s: float) -> None:
         """As `Launcher` says."""
         folder = self._records.path(name)
         try:
-            with suppress(BusyError):  # that is what runs itself, then, and shall not be in its own way
-                self._records.wait_for_launch(name, wait_s=_LAUNCH_S)
-            for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGUSR1, _KILL_S), (signal.SIGKILL, _KILL_S)):
-                self._signal(folder, number)
-                with suppress(BusyError):
-                    self._records.disk.lock(folder / RUNNING, shared=True, wait_s=patience_s).release()
-                    break
-            _kill_marked(folder)
-            if self._records.is_locked(folder / RUNNING):
-                raise _unkillable(name)
-        except MissingError:
-            return
+            self._records.wait_for_launch(name, wait_s=_LAUNCH_S)
+        except BusyError as exc:  # by what runs itself, perhaps, which shall not be in its own way
+            self._end(folder, grace_s)
+            with suppress(*UNUSABLE):
+                if not (folder / STARTED).exists() and self._records.is_locked(folder / LAUNCHING):
+                    message = f"{name!r} cannot be stopped while it is launched or deleted: stop it later"
+                    raise UnavailableError(message, name=name) from exc
+        else:
+            self._end(folder, grace_s)
 
-    def _signal(self, folder: Path, number: int) -> None:
-        """Send a signal to what looks after the process, and to no other that has its number: it has the lock."""
-        parent = self._records.read(folder / STARTED).get("parent")
-        if not isinstance(parent, int) or parent <= 1:
-            return
+    def _end(self, folder: Path, grace_s: float) -> None:
+        """Let nothing of a launch run; what has lost its folder is not asked first."""
         try:
-            with suppress(ProcessLookupError), _handle(parent) as handle:
-                if self._records.is_locked(folder / RUNNING):
-                    _send(handle, number)
+            for patience_s, number in ((0, signal.SIGTERM), (grace_s, signal.SIGUSR1), (_KILL_S, signal.SIGKILL)):
+                if self._is_free(folder, patience_s):
+                    break
+                self._signal(folder, number)
+            _kill(folder)
+        except HoldfastError:  # some of ours are an OSError as well
+            raise
         except OSError as exc:
             raise UnavailableError(f"{folder.name!r} cannot be stopped: {exc}", name=folder.name) from exc
+        if not self._is_free(folder, _KILL_S):
+            raise _unkillable(folder.name)
+
+    def _is_free(self, folder: Path, wait_s: float) -> bool:
+        """Say whether nothing looks after a launch any more, some seconds later at the latest."""
+        try:
+            with suppress(*UNUSABLE):
+                self._records.disk.lock(folder / RUNNING, shared=True, wait_s=wait_s).release()
+        except BusyError:
+            return False
+        return True
+
+    def _signal(self, folder: Path, number: int) -> None:
+        """Send a signal to what looks after the process; where nobody can be asked what he is, to who is noted."""
+        if sys.platform == "linux":
+            for handle in _each(folder, _looks_after):
+                _send(handle, number)
+            return
+        parent = self._records.read(folder / STARTED).get("parent")
+        if isinstance(parent, int) and parent > 1:
+            _send(parent, number)
 
     def delete(self, name: str) -> None:
         """As `Launcher` says."""
         self.stop(name, 0)
-        self._records.delete(name)
+        with self._records.deleting(name):  # it may have been launched since
+            self._end(self._records.path(name), 0)
 
     def logs(self, name: str, after: str = "") -> Logs:
-        """As `Launcher` says."""
+        """As `Launcher` says; no part ends within a character of UTF-8, unless that is all there is."""
         path = self._records.path(name) / OUTPUT
-        if not (after.isascii() and after.isdecimal()) and after:
+        if after and not (after.isascii() and after.isdecimal() and len(after) <= _LOG_DIGITS):
             message = f"the log of {name!r} has nothing after {shown(after)}: what its last part said is expected"
             raise InvalidError(message, name=name)
         at = int(after or "0")
@@ -190,6 +231,7 @@ class ProcessLauncher:
                 found = blocks.read(memoryview(buffer), at)
         except MissingError:
             return Logs(b"", after)
+        found -= _incomplete(buffer[:found])
         return Logs(bytes(buffer[:found]), str(at + found))
 
     def list(self) -> Sequence[Launched]:
@@ -213,7 +255,7 @@ def _failure(name: str, command: Sequence[str], answer: Mapping[str, Any]) -> Ho
         reason = answer.get("unavailable", "what was to look after it has ended; its log says why")
         return UnavailableError(f"{name!r} cannot be launched now: {reason}", name=name)
     where = failed["where"] or ""
-    where = "" if where.endswith(command[0]) else f" ({where!r})"
+    where = "" if not where or where.endswith(command[0]) else f" ({where!r})"
     message = f"{command[0]!r} cannot be started: {failed['reason']}{where}"
     if failed["errno"] in _LATER:
         return UnavailableError(message, name=name)
@@ -222,39 +264,77 @@ def _failure(name: str, command: Sequence[str], answer: Mapping[str, Any]) -> Ho
 
 
 def _unkillable(name: str) -> UnavailableError:
-    return UnavailableError(f"{name!r} was killed and runs on: look at its processes", name=name)
+    return UnavailableError(f"{name!r} cannot be killed and runs on: look at its processes", name=name)
 
 
-@contextmanager
-def _handle(pid: int) -> Generator[int]:
-    """Yield what stands for a process and for no later one of its number; where there is none such, the number."""
+def _incomplete(data: bytes | bytearray) -> int:
+    """Return how many bytes at the end begin a character that is not all there; 0 if there is nothing before them."""
+    for size in range(1, min(4, len(data))):
+        first = data[-size]
+        if first & 0xC0 != 0x80:  # of a character, whose length it says
+            length = sum(first >= least for least in (0xC0, 0xE0, 0xF0)) + 1 if first < 0xF8 else 1
+            return size if size < length else 0
+    return 0
+
+
+def _each(folder: Path, belongs: Callable[[Path, Path], bool]) -> Generator[int]:
+    """Yield a handle of each process that belongs to a launch; none where processes cannot be asked what they are.
+
+    As long as it is open, it stands for that process and for no later one of its number.
+    """
     if sys.platform != "linux":
-        yield pid
         return
-    fd = os.pidfd_open(pid)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    for place in Path("/proc").glob("[0-9]*"):
+        if not belongs(place, folder):
+            continue
+        try:
+            fd = os.pidfd_open(int(place.name))
+        except ProcessLookupError:
+            continue
+        try:
+            if belongs(place, folder):  # still: the number may have become another's
+                yield fd
+        finally:
+            os.close(fd)
+
+
+def _is_of(place: Path, folder: Path) -> bool:
+    """Whether a process is of a launch: it looks after it, has its mark, or writes to its log."""
+    mark, log = os.fsencode(f"{_MARK}={folder}"), str(folder / OUTPUT)
+    with suppress(OSError):  # it has ended, or is another user's; as below
+        if mark in (place / "environ").read_bytes().split(b"\0"):
+            return True
+    for number in ("1", "2"):
+        with suppress(OSError):
+            if str((place / "fd" / number).readlink()).removesuffix(" (deleted)") == log:
+                return True
+    return _looks_after(place, folder)
+
+
+def _looks_after(place: Path, folder: Path) -> bool:
+    with suppress(OSError):
+        return (place / "cmdline").read_bytes().split(b"\0")[-3:-1] == [_PARENT.encode(), os.fsencode(folder)]
+    return False
 
 
 def _send(handle: int, number: int) -> None:
-    if sys.platform == "linux":
-        signal.pidfd_send_signal(handle, number)
-    else:
-        os.kill(handle, number)
+    with suppress(ProcessLookupError):
+        if sys.platform == "linux":
+            signal.pidfd_send_signal(handle, number)
+        else:
+            os.kill(handle, number)
 
 
-def _kill_marked(folder: Path) -> None:
-    """Kill what a launch began and nobody looks after any more; where processes can be asked for their environment."""
-    mark = f"{_MARK}={folder}".encode()
-    is_clean = sys.platform != "linux"
+def _kill(folder: Path) -> None:
+    """Kill what is left of a launch, and return when none of it is."""
+    until = time.monotonic() + _KILL_S
+    is_clean = False
     while not is_clean:
         is_clean = True
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError), _handle(int(environ.parent.name)) as handle:  # it has ended, or is another user's
-                if mark in environ.read_bytes().split(b"\0"):
-                    is_clean = False
-                    _send(handle, signal.SIGKILL)
-                    if not select.select([handle], [], [], _KILL_S)[0]:
-                        raise _unkillable(folder.name)
+        for handle in _each(folder, _is_of):
+            is_clean = False
+            _send(handle, signal.SIGKILL)
+            ended = select.poll()
+            ended.register(handle, select.POLLIN)
+            if not ended.poll(max(0.0, until - time.monotonic()) * 1000):
+                raise _unkillable(folder.name)

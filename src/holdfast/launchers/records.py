@@ -11,7 +11,8 @@
     NAME/output.log     what it wrote
     NAME/work           where it begins, if nobody said
 
-A folder comes and goes in one step, so that it is there with its first note or not at all.
+A folder comes and goes in one step, so that it is there with its first note or not at all. A process can change what
+is in its own; what is damaged there is taken for missing, and is of no consequence to other launches.
 """
 
 from __future__ import annotations
@@ -19,24 +20,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, cast
 
 from holdfast.disk import BusyError, Disk, ExistsError, MissingError, StrPath
-from holdfast.errors import HoldfastError, UnavailableError
+from holdfast.errors import DeniedError, HoldfastError, InvalidError, UnavailableError
 from holdfast.launchers import AUTH, ENDED, LAUNCH, LAUNCHING
 from holdfast.runs import Launched, LaunchSpec, Phase, Probe, check_launch_name, launch_name
+from holdfast.values import item_id, shown
 
 _WAIT_S: Final = 30.0
 _ATTEMPTS: Final = 16
+_EPOCH_DIGITS: Final = 19  # of 63 bits
+
+UNUSABLE: Final = (MissingError, DeniedError, InvalidError)
+"""What the disk says of a folder that is gone, or that who was launched has shut or damaged."""
 
 
 class Records:
     """The notes of all launches in a folder, which is made with the first; for any number of threads and processes."""
 
     def __init__(self, folder: StrPath, disk: Disk | None = None) -> None:
-        self.folder = Path(folder).absolute()
+        self.folder = Path(os.path.realpath(folder))  # what is launched is known by it, however it is spelled
         self.disk = disk or Disk()
 
     def path(self, name: str) -> Path:
@@ -64,6 +70,7 @@ class Records:
             raise UnavailableError(f"launch {spec.name!r} is deleted again and again: launch it later", name=spec.name)
         with lock:
             try:
+                _check(spec)
                 yield path
             except HoldfastError as exc:
                 if not isinstance(exc, UnavailableError):
@@ -84,8 +91,29 @@ class Records:
         Raises:
             BusyError: Somebody still is after so many seconds; an image is fetched, perhaps.
         """
-        with suppress(MissingError):
-            self.disk.lock(self.path(name) / LAUNCHING, shared=True, wait_s=wait_s).release()
+        path = self.path(name)
+        with suppress(*UNUSABLE):
+            self.disk.lock(path / LAUNCHING, shared=True, wait_s=wait_s).release()
+
+    @contextmanager
+    def deleting(self, name: str) -> Generator[None]:
+        """Let nothing be left of the notes of a launch after the block, in which nobody else launches or deletes it.
+
+        Nothing happens if there are none. What the block raises keeps them.
+        """
+        path = self.path(name)
+        lock: AbstractContextManager[object] = nullcontext()
+        is_there = True
+        try:
+            lock = self.disk.lock(path / LAUNCHING, wait_s=_WAIT_S)
+        except MissingError:
+            is_there = False
+        except (DeniedError, InvalidError):  # then nobody can launch it either
+            pass
+        with lock:
+            yield
+            if is_there:
+                self.disk.delete(path)
 
     def put_auth(self, path: Path, spec: LaunchSpec) -> str:
         """Put what opens the Pod for a launch into a file that only this user may read, and return where that is."""
@@ -113,7 +141,7 @@ class Records:
         return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
 
     def list(self) -> Sequence[Launched]:
-        """Return all launches that are noted, by name; one whose note is damaged is one for nobody."""
+        """Return all launches that are noted, by name; one whose note is damaged, or shut, is one for nobody."""
         try:
             self.disk.sweep(self.folder)
         except MissingError:
@@ -121,19 +149,47 @@ class Records:
         names = sorted(
             each.name for each in self.folder.iterdir() if launch_name.fullmatch(each.name) and each.is_dir()
         )
-        return [launched(name, self.read(self.folder / name / LAUNCH)) for name in names]
+        found = {name: self._facts(name) for name in names}
+        # What has no facts may have been deleted since it was found.
+        return [launched(name, facts) for name, facts in found.items() if facts or (self.folder / name).is_dir()]
 
-    def delete(self, name: str) -> None:
-        """Let nothing be left of the notes of a launch; silent if there are none."""
-        path = self.path(name)
-        with suppress(MissingError), self.disk.lock(path / LAUNCHING, wait_s=_WAIT_S):
-            self.disk.delete(path)
+    def _facts(self, name: str) -> dict[str, Any]:
+        try:
+            return self.read(self.folder / name / LAUNCH)
+        except (DeniedError, InvalidError):
+            return {}
 
 
 def launched(name: str, facts: Mapping[str, object]) -> Launched:
     """Return a launch by what was noted of it; where something is missing, it is for nobody."""
     owner, state, run, epoch = (str(facts.get(each, "")) for each in ("owner", "state", "run", "epoch"))
-    return Launched(name=name, owner=owner, state=state, run=run, epoch=int(epoch) if epoch.isdecimal() else 0)
+    is_epoch = epoch.isdecimal() and len(epoch) <= _EPOCH_DIGITS
+    return Launched(name=name, owner=owner, state=state, run=run, epoch=int(epoch) if is_epoch else 0)
+
+
+def _check(spec: LaunchSpec) -> None:
+    """Accept what a process, or a container, can be told.
+
+    Raises:
+        InvalidError: A text has a NUL, or what no encoding has; an id, or a name in the environment, is none.
+    """
+    for what, id_ in (("run", spec.run), ("plugin state", spec.state)):
+        if item_id.fullmatch(id_) is None:
+            raise InvalidError(f"{spec.name!r} cannot be launched: {shown(id_)} is the id of no {what}")
+    told = {"auth": spec.auth, "address": spec.address, "owner": spec.owner}
+    told |= {f"part {number} of the command": text for number, text in enumerate(spec.command, 1)}
+    for name, value in spec.environment.items():
+        told |= {f"a name in the environment, {shown(name)},": name, f"{shown(name)} in the environment": value}
+        if not name or "=" in name:
+            message = f"{spec.name!r} cannot be launched: {shown(name)} is no name in an environment"
+            raise InvalidError(message)
+    for what, text in told.items():
+        try:
+            is_text = b"\0" not in os.fsencode(text)
+        except UnicodeEncodeError:
+            is_text = False
+        if not is_text:  # not shown: it may be what opens the Pod
+            raise InvalidError(f"{spec.name!r} cannot be launched: {what} holds a NUL, or what is no text")
 
 
 def environment_of(spec: LaunchSpec, passed: Sequence[str], auth: str | None) -> dict[str, str]:

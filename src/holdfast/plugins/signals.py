@@ -11,7 +11,7 @@ class RetryLater(Exception):  # noqa: N818 -- it is no error, and the author's w
     """Raised by a plugin: what it needs is not there now; start the run again later, from where it is.
 
     Args:
-        after: How long to wait at least, in seconds or as a timedelta; None: as the runner sees fit.
+        after: How long to wait at least, in seconds or as a timedelta; None: a minute, if it is launched.
         reason: What is missing, for the user: a text, or the exception that says it.
     """
 

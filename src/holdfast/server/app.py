@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -33,11 +33,15 @@ class Application(Guard):
         pods: The Pods; closed when the server ends.
         limits: How much clients may ask for.
         version: What it says of itself.
+        lease_s: How many seconds a claim lasts without renewal.
+        hosts: The names by which it is called, besides those of this machine alone.
     """
 
-    def __init__(self, pods: OpenPods, limits: Limits, *, version: str) -> None:
+    def __init__(
+        self, pods: OpenPods, limits: Limits, *, version: str, lease_s: float = 60.0, hosts: Collection[str] = ()
+    ) -> None:
         entrance = Entrance(pods, limits)
-        self._events = Events(entrance.threads, limits.followers)
+        self._events = Events(pods, entrance.threads, limits.followers)
 
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -61,12 +65,12 @@ class Application(Guard):
             telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         )
         intake = Intake(limits)
-        self.inner.include_router(api_router(entrance, intake, self._events))
+        self.inner.include_router(api_router(entrance, intake, self._events, lease_s=lease_s))
         self.inner.include_router(files_router(entrance, intake))
         self.inner.include_router(memri_router(entrance, intake, self._events.wake))
         describe: Callable[[], dict[str, Any]] = self.inner.openapi
         self.inner.openapi = lambda: described(describe())
-        super().__init__(self.inner, limits)
+        super().__init__(self.inner, limits, hosts)
 
     def end(self) -> None:
         """Let followers go, who would else be waited for."""

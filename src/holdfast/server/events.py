@@ -1,18 +1,19 @@
 """What changes in a Pod, told to whoever follows: runs and questions, as server-sent events (WHATWG HTML, 9.2).
 
-Hides the one task for each owner with followers that looks what is new. A follower holds no thread; one that does not
-read is left behind, and may come again with the last id that it saw. An event may be told twice. None is left out of
-runs, and none of questions as long as their run has not ended, or the question is asked or answered while somebody
-follows.
+Hides the one task for each owner with followers that looks what is new. A follower holds no thread, and keeps no Pod
+open; one that does not read is left behind, and may come again with the last id that it saw. An event may be told
+twice. None is left out of runs, and none of questions as long as their run has not ended, or the question is asked or
+answered while somebody follows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -22,6 +23,7 @@ from holdfast.engine import FINISHED
 from holdfast.errors import HoldfastError, InvalidError, UnavailableError
 from holdfast.runs import Status
 from holdfast.server.limits import Places
+from holdfast.server.pods import OpenPods
 from holdfast.server.signing_in import Session, Threads
 from holdfast.store import Comparison, Condition, Found, Query, Question, Store
 from holdfast.values import MAX_INTEGER, shown
@@ -30,6 +32,9 @@ _log: Final = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 """How often what other processes wrote is looked for; what came through this server is looked for at once."""
+_REOPEN_S: Final = 30.0
+"""How often a Pod is opened again for its followers, which was closed because others need room. Who calls for it opens
+it sooner; until then only another process can have written to it."""
 _BEAT_S: Final = 15.0
 _MAX_WAITING: Final = 1_000
 """Events that a follower has not taken."""
@@ -53,12 +58,13 @@ class Events:
     """The events of all Pods.
 
     Args:
+        pods: The Pods.
         threads: Where a Pod is read.
         max_followers: How many follow at once.
     """
 
-    def __init__(self, threads: Threads, max_followers: int) -> None:
-        self._threads = threads
+    def __init__(self, pods: OpenPods, threads: Threads, max_followers: int) -> None:
+        self._pods, self._threads = pods, threads
         self._places = Places(max_followers, "followers are told of events")
         self._watches: dict[str, _Watch] = {}
         self._is_closed = False
@@ -80,7 +86,7 @@ class Events:
         """Yield what to send to a follower, without end.
 
         Args:
-            session: The owner's.
+            session: The owner's; it may end when the first part has come.
             last_id: The id of the last event that the follower saw; None: what is new from now on.
 
         Raises:
@@ -89,7 +95,7 @@ class Events:
             UnavailableError: What is new cannot be looked for.
         """
         since = None if last_id is None else _since(last_id)
-        self._places.take()
+        self._places.take(1, session.owner)
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_WAITING)
         watch = self._watches.get(session.owner)
         if watch is None or watch.has_ended:
@@ -97,14 +103,16 @@ class Events:
         watch.count += 1
         try:
             if watch.task is None:
-                watch.task = asyncio.create_task(self._look(watch, Changes(session.pod.store)))
+                watch.task = asyncio.create_task(self._look(session.owner, watch, Changes(session.pod.store)))
             await watch.has_begun.wait()
             if watch.has_ended:
                 raise UnavailableError(f"events of the Pod of owner {session.owner!r} cannot be read now: try again")
             watch.followers.add(queue)
             yield _BEAT
             if since is not None:
-                for event in await session.read(Changes(session.pod.store, since).new):
+                missed = Changes(session.pod.store, since)
+                ask = partial(self._ask, session.owner, missed, missed.new, can_open=True)
+                for event in await self._threads.run(self._threads.reading, ask) or ():
                     yield event
             while not self._is_closed:
                 try:
@@ -115,7 +123,7 @@ class Events:
                     return
                 yield event
         finally:
-            self._places.give()
+            self._places.give(1, session.owner)
             watch.followers.discard(queue)
             watch.count -= 1
             if not watch.count and watch.task is not None:
@@ -123,21 +131,41 @@ class Events:
                 if self._watches.get(session.owner) is watch:
                     del self._watches[session.owner]
 
-    async def _look(self, watch: _Watch, changes: Changes) -> None:
+    def _ask(
+        self, owner: str, changes: Changes, ask: Callable[[], list[bytes]], *, can_open: bool
+    ) -> list[bytes] | None:
+        """Return what is new; None: the Pod is not open, and not to be opened for this."""
+        use = self._pods.find(owner, None)
+        if use is None and can_open:
+            use = self._pods.open(owner, None)
+        if use is None:
+            return None
+        with use:
+            changes.store = use.pod.store
+            return ask()
+
+    async def _look(self, owner: str, watch: _Watch, changes: Changes) -> None:
         """Tell the followers of one owner what is new; should this end, they end too, and may come again."""
         ask = changes.begin
+        monotonic = asyncio.get_running_loop().time
+        until = monotonic()
         try:
             while True:
+                can_open = monotonic() >= until
                 try:
-                    found = await self._threads.run(self._threads.reading, ask)
+                    asked = partial(self._ask, owner, changes, ask, can_open=can_open)
+                    found = await self._threads.run(self._threads.reading, asked)
                 except HoldfastError as exc:  # it may be busy: what was missed is found the next time
                     _log.warning("events.not_read", extra={"reason": str(exc)})
-                else:
+                    found = None
+                if found is not None:
                     ask = changes.new
                     watch.has_begun.set()
                     for event in found:
                         for queue in watch.followers:
                             _offer(queue, event)
+                if can_open or found is not None:
+                    until = monotonic() + _REOPEN_S
                 with suppress(TimeoutError):
                     await asyncio.wait_for(watch.changed.wait(), LOOK_S)
                 watch.changed.clear()
@@ -161,12 +189,12 @@ class Changes:
     """What is new in one Pod since it was last asked; for one thread at a time.
 
     Args:
-        store: The Pod.
+        store: The Pod; as ``store`` it may be given anew each time, for it may have been closed and opened.
         since_ms: Tell from then on, milliseconds since 1970.
     """
 
     def __init__(self, store: Store, since_ms: int = 0) -> None:
-        self._store = store
+        self.store = store
         self._at_ms = since_ms
         self._seen: dict[str, int] = {}
         """The runs that were written at that time, with their versions: there may be more of the same millisecond."""
@@ -178,7 +206,7 @@ class Changes:
 
     def begin(self) -> list[bytes]:
         """Tell from now on; of what was before, return nothing."""
-        newest = self._store.search(replace(_RUNS, is_descending=True, limit=1))
+        newest = self.store.search(replace(_RUNS, is_descending=True, limit=1))
         self._at_ms = newest[0].position[0] if newest else 0
         self.new()
         return []
@@ -188,9 +216,9 @@ class Changes:
         if not self._has_begun:
             for status in _RUNNING:
                 condition = Condition("status", Comparison.EQUAL, status)
-                self._note(self._store.search(replace(_RUNS, conditions=(condition,))))
+                self._note(self.store.search(replace(_RUNS, conditions=(condition,))))
             self._has_begun = True
-        found = self._store.search(replace(_RUNS, after=(self._at_ms - 1, MAX_INTEGER)))
+        found = self.store.search(replace(_RUNS, after=(self._at_ms - 1, MAX_INTEGER)))
         runs = [each for each in found if self._seen.get(each.item.id) != each.item.version]
         if found:
             self._at_ms = found[-1].position[0]
@@ -206,7 +234,7 @@ class Changes:
         running = {*chain.from_iterable(self._running.values())}
         for state in states:
             known = self._asked.pop(state, {})
-            questions = {each.id: each for each in self._store.list_questions(state)}
+            questions = {each.id: each for each in self.store.list_questions(state)}
             changed += [each for id_, each in questions.items() if known.get(id_) != each]
             if any(each.answer is None for each in questions.values()) or state in running:
                 self._asked[state] = questions

@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Final, cast
@@ -17,7 +17,7 @@ from fastapi import APIRouter, Path, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from holdfast.errors import NotFoundError
+from holdfast.errors import DamagedError, NotFoundError
 from holdfast.server.api import Owner
 from holdfast.server.description import FILE, UPLOAD
 from holdfast.server.limits import Intake
@@ -67,8 +67,12 @@ def files_router(entrance: Entrance, intake: Intake) -> APIRouter:
     @router.delete("/api/{owner}/files/{sha256}", operation_id="delete_file", **FILE["delete"])
     async def delete_file(request: Request, owner: str = Owner, sha256: str = Sha256) -> Response:
         async with entrance.session(request, owner.lower(), bearer(request)) as session:
-            session.require_write("File")  # whether it is described the deletion looks itself
-            is_needed = partial(is_described, session.pod.store, sha256)
+            await session.read(session.check_write, "File")
+
+            def is_needed() -> bool:
+                session.check_write("File")  # again: the deletion may have waited
+                return is_described(session.pod.store, sha256)
+
             await session.file(partial(session.pod.files.delete, sha256, is_needed=is_needed))
             return Response(status_code=HTTPStatus.NO_CONTENT)
 
@@ -96,6 +100,7 @@ async def keep(session: Session, intake: Intake, request: Request, sha256: str) 
     """Keep the bytes that a request brings, and return how many they are.
 
     What gives the right to it is looked at before they come and when they have come: meanwhile a run may have lost it.
+    What is there already is read first: if that is damaged, they take its place.
 
     Raises:
         Refused: There is no room for it now, or they are too many, or too slow.
@@ -104,17 +109,20 @@ async def keep(session: Session, intake: Intake, request: Request, sha256: str) 
         DeniedError: A run may not write such, or holds its plugin state no more.
     """
 
-    async def check() -> None:
-        session.require_write("File")
-        if not await session.read(is_described, session.store, sha256):
+    def check() -> None:
+        session.check_write("File")
+        if not is_described(session.store, sha256):
             raise NotFoundError(f"no File item describes the bytes {sha256!r}: create it before them", sha256=sha256)
 
-    await check()
+    await session.read(check)
     intake.uploads.take()
     try:
+        with suppress(NotFoundError, DamagedError):
+            async for _ in given(session, (await session.file(session.pod.files.open, sha256))[1]):
+                pass
         async with _writing(session, sha256) as upload:
             await _take(session, upload, intake.parts(request, max_bytes=intake.limits.file_bytes))
-            await check()
+            await session.read(check)
             return await session.file(upload.commit)
     finally:
         intake.uploads.give()

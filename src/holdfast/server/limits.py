@@ -3,17 +3,19 @@
 Hides rates, the memory that bodies take together, and clients that are slow. Each refusal says what the limit is.
 
 Who calls is known before a body is read, but under ``/v4`` and ``/v5``, where the body itself says so. There it is
-looked for in the first bytes; whoever is not known by them has to do with a share of the memory, and with less time.
+looked for in the first bytes; whoever is not known by them has to do with a share of the memory, and with less time,
+and goes first where places are short. Of what there is, nobody is given more than is then left for others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -27,22 +29,36 @@ _FREE_BYTES: Final = 64 * 2**10
 """A body up to this length counts for nothing: so much each connection may have in memory anyway."""
 _MAX_KEYS: Final = 10_000
 """How many owners or addresses a rate is remembered for; the ones that were silent for longest are forgotten."""
-_BRACKETS: Final = 4_000_000
-"""Of lists and objects in a body: each takes some 80 bytes when it is read, and two when it is sent."""
+_PART_BYTES: Final = 300
+_NEXT_BYTES: Final = 80
+"""What a list or an object of JSON takes when it is read, and each comma: an eighth more than the most measured of
+objects with one member or nine. Two bytes are enough to send one."""
+_QUOTES: Final = 100_000
+"""Up to so many strings are taken out before commas are counted, in some 0.1 s at most."""
+_STRANGERS: Final = "strangers"
+PLACE: Final = "holdfast.place"
+"""Where in the scope of a request its `Place` is."""
+
+_strings: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What a server allows.
 
+    Of what is marked with (*), one owner is given no more than is then left for others: alone, that is half of it.
+
     Attributes:
         body_bytes: Of one body that is JSON: a batch of 64 MiB and its form.
         file_bytes: Of one file.
-        memory_bytes: Of all bodies that are in memory at once.
+        memory_bytes: Of all bodies that are in memory at once, and of what they are made into (*); at least four times
+            ``body_bytes``.
         strangers_bytes: Besides, of those of which nobody knows yet whose they are.
-        requests: How many are answered at once; half of them may be of those of whom nobody knows yet who they are.
-        uploads: How many files are taken at once.
-        followers: How many follow events at once.
+        strangers_made_bytes: Of what such a body is made into, to find out who sends it.
+        requests: How many are answered at once (*); those whose caller nobody knows yet count as one owner's, of whom
+            the one that is sent for longest ends for the next one.
+        uploads: How many files are taken at once (*).
+        followers: How many follow events at once (*).
         requests_per_s: Of one owner; twice as many may come at once.
         denials_per_min: Of one address: sign-ins that failed, before the next that fail are told to wait. One that
             does not fail is let in.
@@ -59,6 +75,7 @@ class Limits:
     file_bytes: int = 16 * 2**30
     memory_bytes: int = 512 * 2**20
     strangers_bytes: int = 128 * 2**20
+    strangers_made_bytes: int = 4 * 2**20
     requests: int = 1_000
     uploads: int = 64
     followers: int = 256
@@ -115,27 +132,83 @@ class Rate:
 
 
 class Places:
-    """At most so many at once; who finds no place is told so, and does not wait."""
+    """At most so many at once; who finds no place is told so, and does not wait.
+
+    Places that are taken for an owner are never more than those that are left: many who each take what they can still
+    leave one for who comes new.
+    """
 
     def __init__(self, count: int, what: str) -> None:
         self._free, self._count, self._what = count, count, what
+        self._taken: Counter[str] = Counter()
 
-    def take(self, count: int = 1) -> None:
-        """Take places.
+    @property
+    def is_short(self) -> bool:
+        """Whether at most half are left."""
+        return self._free * 2 <= self._count
+
+    def take(self, count: int = 1, owner: str = "") -> None:
+        """Take places; without an owner as many as there are.
 
         Raises:
             Refused: There are too few left.
         """
-        if count > self._free:
-            message = f"the server has no room for this now: at most {self._count:,} {self._what} at once; try again"
+        if count + self._taken[owner] > self._free:
+            message = f"the server has no room for this now: at most {self._count:,} {self._what} at once"
+            message += ", and for one owner no more than are left; try again" if owner else "; try again"
             headers = {"Retry-After": str(RETRY_S)}
             error = UnavailableError(message, limit=self._count)
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, error, headers)
         self._free -= count
+        if owner:
+            self._taken[owner] += count
 
-    def give(self, count: int = 1) -> None:
+    def give(self, count: int = 1, owner: str = "") -> None:
         """Give them back."""
         self._free += count
+        if owner:
+            self._taken[owner] -= count
+            if not self._taken[owner]:
+                del self._taken[owner]
+
+
+class Place:
+    """The place of one request, nobody's until it is known who calls; for the task that answers.
+
+    Raises:
+        Refused: There is none.
+    """
+
+    def __init__(self, places: Places) -> None:
+        places.take()
+        self._places, self._owner = places, ""
+        self._task = asyncio.current_task()
+
+    def pass_to(self, owner: str) -> None:
+        """Count as an owner's from now on; "": as nobody's.
+
+        Raises:
+            Refused: The owner has too many. It is nobody's then.
+        """
+        self.give()
+        try:
+            self._places.take(1, owner)
+        except Refused:
+            self._places.take()
+            owner = ""
+            raise
+        finally:
+            self._owner = owner
+
+    def end(self) -> None:
+        """End the request: it is told to come again."""
+        self.pass_to("")
+        if self._task is not None:
+            self._task.cancel()
+
+    def give(self) -> None:
+        """Give it back."""
+        self._places.give(1, self._owner)
 
 
 class Intake:
@@ -144,9 +217,12 @@ class Intake:
     def __init__(self, limits: Limits, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self.uploads = Places(limits.uploads, "files are taken")
-        self._memory = Places(limits.memory_bytes, "bytes of requests are read")
+        memory_bytes = max(limits.memory_bytes, 4 * limits.body_bytes)
+        self._max_made_bytes = memory_bytes // 2  # no owner is given more
+        self._memory = Places(memory_bytes, "bytes of requests are read")
         self._strangers = Places(limits.strangers_bytes, "bytes of requests are read for who is not known")
-        self._places = Places(max(1, limits.requests // 2), "requests are read of those who are not known")
+        self._reading: dict[Place, None] = {}
+        """Of those who are not known, and send; who does so for longest is the first."""
         self._monotonic = monotonic
 
     @asynccontextmanager
@@ -154,6 +230,7 @@ class Intake:
         self,
         request: Request,
         *,
+        owner: str,
         max_bytes: int | None = None,
         is_known: Callable[[bytes], bool] | None = None,
     ) -> AsyncGenerator[bytes]:
@@ -161,20 +238,23 @@ class Intake:
 
         Args:
             request: Whose.
+            owner: Of the Pod that it is for.
             max_bytes: How long it may be.
             is_known: Says by the first bytes, some 64 KiB, whether somebody sends it who may; asked once, if there are
-                more. None: it is known.
+                more. None: it is known, and there is `room` for it.
 
         Raises:
             Refused: It is too large, too slow, compressed, or there is no room for it now.
+            InvalidError: As `room`.
             ClientDisconnect: The client has gone.
         """
         taken = 0
         parts = bytearray()
         memory: Places | None = None
         began, max_s = self._monotonic(), self.limits.body_s
-        strangers = 0 if is_known is None else 1
-        self._places.take(strangers)
+        place: Place = request.scope[PLACE]
+        if is_known is not None:
+            self._seat(place)
         try:
             async for part in self.parts(request, max_bytes=max_bytes or self.limits.body_bytes, max_s=max_s):
                 parts += part
@@ -182,18 +262,50 @@ class Intake:
                     if memory is None:
                         may = is_known is None or is_known(bytes(parts[:_FREE_BYTES]))
                         memory = self._memory if may else self._strangers
-                    memory.take(len(parts) - taken)
+                        owner = owner if may else ""
+                    memory.take(len(parts) - taken, owner)
                     taken = len(parts)
                 if memory is self._strangers and self._monotonic() > began + self.limits.strangers_s:
                     raise self._too_slow(self.limits.strangers_s)
-            self._places.give(strangers)
-            strangers = 0
-            check_brackets(parts)
-            yield bytes(parts)
+            self._reading.pop(place, None)
+            if is_known is not None:
+                yield bytes(parts)
+            else:
+                with self.room(parts, owner):
+                    yield bytes(parts)
         finally:
-            self._places.give(strangers)
+            self._reading.pop(place, None)
             if memory is not None:
-                memory.give(taken)
+                memory.give(taken, owner)
+
+    @contextmanager
+    def room(self, text: bytes | bytearray, owner: str) -> Generator[None]:
+        """Have the memory for what a body is made into.
+
+        Raises:
+            Refused: There is not enough now.
+            InvalidError: There never is.
+        """
+        size = check_weight(text, self._max_made_bytes - len(text))
+        size = 0 if size <= _FREE_BYTES else size
+        self._memory.take(size, owner)
+        try:
+            yield
+        finally:
+            self._memory.give(size, owner)
+
+    def _seat(self, place: Place) -> None:
+        """Have a place for who is not known; the one goes for it who has sent for longest, and not come to the end."""
+        try:
+            place.pass_to(_STRANGERS)
+        except Refused:
+            slowest = next(iter(self._reading), None)
+            if slowest is None:
+                raise
+            del self._reading[slowest]
+            slowest.end()
+            place.pass_to(_STRANGERS)
+        self._reading[place] = None
 
     async def parts(self, request: Request, *, max_bytes: int, max_s: float = math.inf) -> AsyncIterator[bytes]:
         """Yield the body in the parts in which it comes.
@@ -244,13 +356,22 @@ def _too_large(max_bytes: int) -> Refused:
     return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, InvalidError(message, max_bytes=max_bytes))
 
 
-def check_brackets(text: bytes | bytearray) -> None:
-    """Accept JSON that does not take much more memory than its text.
+def check_weight(text: bytes | bytearray, max_bytes: int, advice: str = "send it in parts") -> int:
+    """Return how much memory JSON takes when it is read, besides its text.
 
     Raises:
-        InvalidError: It has more brackets and braces than any batch has.
+        InvalidError: More than it may: it has more lists, objects and members than any batch has.
     """
-    found = text.count(b"[") + text.count(b"{")
-    if found > _BRACKETS:
-        message = f"the JSON of the body has {found:,} brackets: at most {_BRACKETS:,} are allowed"
-        raise InvalidError(message, brackets=found, max_brackets=_BRACKETS)
+    size = _weight(text)
+    if size > max_bytes and text.count(b'"') <= _QUOTES:  # a comma in a text weighs nothing
+        size = _weight(_strings.sub(b"", text))
+    if size > max_bytes:
+        message = (
+            f"the JSON of the body takes {size:,} bytes when it is read: at most {max(0, max_bytes):,} are allowed"
+        )
+        raise InvalidError(f"{message}, for lists, objects and members; {advice}", bytes=size, max_bytes=max_bytes)
+    return size
+
+
+def _weight(text: bytes | bytearray) -> int:
+    return (text.count(b"[") + text.count(b"{")) * _PART_BYTES + text.count(b",") * _NEXT_BYTES

@@ -26,18 +26,21 @@ from holdfast.items import Schema
 from holdfast.runs import status_of
 from holdfast.server.api import Owner
 from holdfast.server.files import MEDIA, Sha256, check_reader, given, is_described, keep
-from holdfast.server.limits import Intake
+from holdfast.server.limits import Intake, check_weight
 from holdfast.server.memri_forms import (
     AccountForm,
     Auth,
     Body,
     BulkForm,
+    Caller,
+    ClientAuth,
     Draft,
     EdgeForm,
     EdgesForm,
     HashForm,
     IdForm,
     ItemForm,
+    PluginAuth,
     PluginsForm,
     SchemaForm,
     definitions_of,
@@ -328,7 +331,8 @@ class _Routes:
 
     async def account(self, request: Request) -> Response:
         nobody = partial(self._knows, "")  # is known who has no Pod yet
-        async with self._read(request, _adapter(AccountForm), nobody, max_bytes=READ_HERE_BYTES) as form:
+        async with self._intake.body(request, owner="", is_known=nobody, max_bytes=READ_HERE_BYTES) as text:
+            form = await self._form(_adapter(AccountForm), text)
             await self._entrance.create(request, form.ownerKey.lower(), form.databaseKey)
         return Response(b"{}", media_type=_JSON)
 
@@ -375,37 +379,37 @@ class _Routes:
     async def _signed_in(
         self, request: Request, owner: str, adapter: TypeAdapter[Body[P]]
     ) -> AsyncGenerator[tuple[Session, P]]:
-        async with self._read(request, adapter, partial(self._knows, owner.lower())) as body:
-            presented = body.auth.presented
-            async with self._entrance.session(request, owner.lower(), presented) as session:
-                yield session, body.payload
+        owner = owner.lower()
+        async with self._intake.body(request, owner=owner, is_known=partial(self._knows, owner)) as text:
+            # Who calls is found out before anything is made of the rest, for that may take much memory.
+            auth = _auth_at_begin(text) if len(text) > _AUTH_BYTES else None
+            if auth is None:
+                check_weight(text, self._intake.limits.strangers_made_bytes, "send 'auth' first, before the rest")
+                auth = (await self._form(_adapter(Caller), text)).auth
+            async with self._entrance.session(request, owner, auth.presented) as session:
+                with self._intake.room(text, owner):
+                    yield session, (await self._form(adapter, text)).payload
 
-    @asynccontextmanager
-    async def _read(
-        self,
-        request: Request,
-        adapter: TypeAdapter[P],
-        is_known: Callable[[bytes], bool],
-        *,
-        max_bytes: int | None = None,
-    ) -> AsyncGenerator[P]:
-        """Yield what the body says; its memory counts as taken until the end of the block."""
-        async with self._intake.body(request, is_known=is_known, max_bytes=max_bytes) as text:
-            if len(text) <= READ_HERE_BYTES:
-                form = read(adapter, text, "the body")
-            else:
-                threads = self._entrance.threads
-                form = await threads.run(threads.parsing, read, adapter, text, "the body")
-            yield form
+    async def _form(self, adapter: TypeAdapter[P], text: bytes) -> P:
+        """Return what a body says."""
+        if len(text) <= READ_HERE_BYTES:
+            return read(adapter, text, "the body")
+        threads = self._entrance.threads
+        return await threads.run(threads.parsing, read, adapter, text, "the body")
 
     def _knows(self, owner: str, begin: bytes) -> bool:
-        """Say whether somebody who may sends a body that begins like this; most clients send `auth` first."""
-        try:
-            found: Any = from_json(begin[:_AUTH_BYTES], allow_partial=True)
-            auth = _adapter(Auth).validate_python(found["auth"])
-        except (ValueError, TypeError, KeyError):
-            return False
-        return self._entrance.knows(owner, auth.presented)
+        """Say whether somebody who may sends a body that begins like this."""
+        auth = _auth_at_begin(begin)
+        return auth is not None and self._entrance.knows(owner, auth.presented)
+
+
+def _auth_at_begin(text: bytes) -> ClientAuth | PluginAuth | None:
+    """Return who sends a body by its first bytes, where most clients say so."""
+    try:
+        found: Any = from_json(text[:_AUTH_BYTES], allow_partial=True)
+        return _adapter(Auth).validate_python(found["auth"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _delete_file_item(store: Store, id_: str, key: str | None) -> str | None:

@@ -79,6 +79,14 @@ class PluginAuth(Form):
 Auth = Annotated[ClientAuth | PluginAuth, Field(discriminator="type")]
 
 
+class Caller(Form):
+    """Of what a call has, who calls."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    auth: Auth
+
+
 class Body(Form, Generic[P]):
     """What every call has."""
 

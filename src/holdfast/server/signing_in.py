@@ -20,7 +20,7 @@ from starlette.requests import Request
 from holdfast.auth import Permitted, Token, unseal
 from holdfast.auth.tokens import PREFIX
 from holdfast.errors import DeniedError
-from holdfast.server.limits import Limits, Rate
+from holdfast.server.limits import PLACE, Limits, Place, Rate
 from holdfast.server.pods import OpenPod, OpenPods, Use
 from holdfast.server.problems import Refused
 from holdfast.store import RenewLease, Store
@@ -85,16 +85,14 @@ class Session:
             exc = DeniedError(f"{what} is for the owner: a token gives no right to it", run=self.token.run)
             raise _said(exc, what, self.token)
 
-    def require_write(self, type_: str) -> None:
-        """Accept the owner, and a run that may write items of this type.
+    def check_write(self, type_: str) -> None:
+        """Accept the owner, and a run that may write items of this type now; for a thread.
 
         Raises:
-            DeniedError: Another run calls.
+            DeniedError, FencedError: As `Permitted.check_write` says.
         """
-        token = self.token
-        if token is not None and type_ not in token.rights.writes:
-            message = f"run {token.run!r} may not write {type_!r}: its owner has not put that into its 'writes'"
-            raise _said(DeniedError(message, run=token.run), "write", token, type_)
+        if isinstance(self.store, Permitted):
+            self.store.check_write(type_)
 
     async def answer(self, method: Method, text: bytes) -> bytes:
         """Return the JSON form of what a method of the store answers to these arguments, in their JSON form."""
@@ -157,6 +155,8 @@ class Entrance:
         with use:
             self._requests.check(owner, "requests")
             self._requests.take(owner)
+            place: Place = request.scope[PLACE]
+            place.pass_to(owner)
             pod = use.pod
             stores = (pod.store, pod.renewals)
             if token is not None:

@@ -6,9 +6,10 @@ means is evaluated by `holdfast.store`.
 
 from __future__ import annotations
 
+from holdfast.sql.agenda import Agenda
 from holdfast.sql.backup import Backup, back_up, restore, sharing_pod
 from holdfast.sql.keyring import Keyring
 from holdfast.sql.migration import FORMAT
 from holdfast.sql.sqlite import SqliteStore
 
-__all__ = ["FORMAT", "Backup", "Keyring", "SqliteStore", "back_up", "restore", "sharing_pod"]
+__all__ = ["FORMAT", "Agenda", "Backup", "Keyring", "SqliteStore", "back_up", "restore", "sharing_pod"]

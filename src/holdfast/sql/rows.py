@@ -17,6 +17,7 @@ from holdfast.items import BUILT_IN, Schema, TypeDefinition, definition_of
 from holdfast.runs import Lease
 from holdfast.store import (
     KEY_KEPT_MS,
+    MAX_LOG_BYTES,
     SWEPT_KEYS,
     Batch,
     Changes,
@@ -24,12 +25,15 @@ from holdfast.store import (
     EdgeKey,
     EdgeRow,
     ItemRow,
+    LogEnd,
+    LogPart,
     Needs,
     Question,
     Result,
     Rows,
     VariableKey,
     exists_already,
+    first_parts,
     guards,
 )
 from holdfast.store.wire import dump_results, load_results
@@ -157,6 +161,9 @@ def load(db: apsw.Connection, needed: Needs, known: Known) -> Loaded:
     for state, key in needed.question_keys:
         for row in db.execute(f"SELECT {_QUESTION} FROM question WHERE state = ? AND key = ?", (state, key)):
             rows.questions[row[0]] = _question(row)
+    for log in needed.log_ends:
+        for end in db.execute("SELECT start, until, at FROM log_end WHERE run = ? AND source = ?", log):
+            rows.log_ends[log] = LogEnd(*end)
     states, runs = guards(rows)
     for column, keys in (("state", needed.lease_states | states), ("run", runs)):
         for row in _by_keys(db, f"SELECT {_LEASE} FROM lease WHERE {column}", keys):
@@ -223,6 +230,20 @@ def list_questions(db: apsw.Connection, state: str) -> list[Question]:
     """Return the questions of a plugin state, in the order of asking."""
     sql = f"SELECT {_QUESTION} FROM question WHERE state = ? ORDER BY seq"
     return [_question(row) for row in db.execute(sql, (state,))]
+
+
+def list_log(db: apsw.Connection, run: str, after: int) -> list[LogPart]:
+    """Return the parts of a run's log after a number, as many as are read at once."""
+    sql = "SELECT number, source, until, at, text FROM log_part WHERE run = ? AND number > ? ORDER BY number"
+    return first_parts(
+        LogPart(number=number, run=run, source=source, end=end, at_ms=at, text=text)
+        for number, source, end, at, text in db.execute(sql, (run, after))
+    )
+
+
+def find_log_end(db: apsw.Connection, run: str, source: str) -> str:
+    """Return where the last part of a source ends."""
+    return cast("str", db.execute("SELECT until FROM log_end WHERE run = ? AND source = ?", (run, source)).get or "")
 
 
 def _questions(db: apsw.Connection, column: str, keys: Collection[str]) -> Generator[Question]:
@@ -312,6 +333,13 @@ def write(db: apsw.Connection, changes: Changes, loaded: Loaded) -> Known:
             db.execute("INSERT OR REPLACE INTO snapshot_pointer VALUES (?, ?)", (state, snapshot))
     if changes.questions:
         _write_questions(db, changes.questions, loaded.questions)
+    if changes.logs_before_ms:
+        for table in ("log_part", "log_end"):
+            db.execute(f"DELETE FROM {table} WHERE at < ?", (changes.logs_before_ms,))
+    for part in changes.log_parts:
+        _append_log(db, part)
+    for log, end in changes.log_ends.items():
+        db.execute("INSERT OR REPLACE INTO log_end VALUES (?, ?, ?, ?, ?)", (*log, *end))
     return known
 
 
@@ -392,6 +420,21 @@ def _write_variable(db: apsw.Connection, key: VariableKey, value: Value | None) 
         db.execute("DELETE FROM variable WHERE state = ? AND namespace = ? AND name = ?", key)
     else:
         db.execute("INSERT OR REPLACE INTO variable VALUES (?, ?, ?, ?)", (*key, to_text(value)))
+
+
+def _append_log(db: apsw.Connection, part: LogPart) -> None:
+    """Add a part, and let those go that are too old then; what stays of the run's log is not looked at."""
+    last = db.execute("SELECT total FROM log_part WHERE run = ? ORDER BY number DESC LIMIT 1", (part.run,)).get
+    total = (cast("int | None", last) or 0) + part.size_bytes
+    db.execute(
+        "INSERT INTO log_part (run, source, until, at, size, total, text) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (part.run, part.source, part.end, part.at_ms, part.size_bytes, total, part.text),
+    )
+    db.execute(
+        "DELETE FROM log_part WHERE run = ?1 AND number < "
+        "(SELECT number FROM log_part WHERE run = ?1 AND total - size >= ?2 ORDER BY number LIMIT 1)",
+        (part.run, total - MAX_LOG_BYTES),
+    )
 
 
 def _write_questions(

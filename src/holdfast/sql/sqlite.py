@@ -57,6 +57,7 @@ from holdfast.store import (
     EdgeRow,
     Found,
     ItemRow,
+    LogPart,
     Query,
     Question,
     Result,
@@ -525,6 +526,14 @@ class SqliteStore:
     def list_questions(self, state: str) -> list[Question]:  # noqa: D102
         with self._reading() as db:
             return sql_rows.list_questions(db, state)
+
+    def list_log(self, run: str, after: int = 0) -> list[LogPart]:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.list_log(db, run, after)
+
+    def find_log_end(self, run: str, source: str) -> str:  # noqa: D102
+        with self._reading() as db:
+            return sql_rows.find_log_end(db, run, source)
 
     def now_ms(self) -> int:  # noqa: D102
         return self._clock.now_ms()

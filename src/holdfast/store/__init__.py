@@ -16,6 +16,9 @@ from holdfast.store.evaluation import (
     Changes,
     EdgeKey,
     ItemRow,
+    LogEnd,
+    LogKey,
+    LogPart,
     Needs,
     Question,
     Result,
@@ -24,15 +27,19 @@ from holdfast.store.evaluation import (
     Written,
     evaluate,
     exists_already,
+    first_parts,
     guards,
     needs,
 )
 from holdfast.store.operations import (
     KEY_KEPT_MS,
     MAX_BYTES,
+    MAX_LOG_BYTES,
+    MAX_LOG_PART_BYTES,
     MAX_OPERATIONS,
     SWEPT_KEYS,
     AnswerQuestion,
+    AppendLog,
     AskQuestion,
     Batch,
     CancelLease,
@@ -46,6 +53,7 @@ from holdfast.store.operations import (
     DeleteVariable,
     EndLease,
     Expected,
+    ExpireLogs,
     IncrementVariable,
     MoveRun,
     Operation,
@@ -63,9 +71,12 @@ from holdfast.values import Value
 __all__ = [
     "KEY_KEPT_MS",
     "MAX_BYTES",
+    "MAX_LOG_BYTES",
+    "MAX_LOG_PART_BYTES",
     "MAX_OPERATIONS",
     "SWEPT_KEYS",
     "AnswerQuestion",
+    "AppendLog",
     "AskQuestion",
     "Batch",
     "CancelLease",
@@ -85,9 +96,13 @@ __all__ = [
     "EdgeRow",
     "EndLease",
     "Expected",
+    "ExpireLogs",
     "Found",
     "IncrementVariable",
     "ItemRow",
+    "LogEnd",
+    "LogKey",
+    "LogPart",
     "MoveRun",
     "Needs",
     "Operation",
@@ -106,6 +121,7 @@ __all__ = [
     "Written",
     "evaluate",
     "exists_already",
+    "first_parts",
     "guards",
     "needs",
     "query_from",
@@ -179,6 +195,18 @@ class Store(Protocol):
 
     def list_questions(self, state: str) -> list[Question]:
         """Return the questions of a plugin state, in the order they were asked."""
+        ...
+
+    def list_log(self, run: str, after: int = 0) -> list[LogPart]:
+        """Return what the launches of a run wrote, in the order in which it was kept, from after a part's number on.
+
+        At most 1 MiB, or one part that is larger: ask again after the last one. Empty: there is no more, yet. Nothing
+        that is kept later comes before what was read.
+        """
+        ...
+
+    def find_log_end(self, run: str, source: str) -> str:
+        """Return where the last part of a source ends that was kept in the log of a run; "" if there was none."""
         ...
 
     def now_ms(self) -> int:

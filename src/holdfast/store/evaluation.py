@@ -8,7 +8,7 @@ Nothing here is written until the whole batch is accepted: an error leaves no tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, NoReturn, cast
 
@@ -16,7 +16,9 @@ from holdfast.errors import ConflictError, DeniedError, HoldfastError, InvalidEr
 from holdfast.items import ANY_TYPE, SYSTEM_PROPERTIES, PropertyDefinition, Schema
 from holdfast.runs import Fence, Lease, Status, move, status_of
 from holdfast.store.operations import (
+    MAX_LOG_PART_BYTES,
     AnswerQuestion,
+    AppendLog,
     AskQuestion,
     Batch,
     CancelLease,
@@ -30,6 +32,7 @@ from holdfast.store.operations import (
     DeleteVariable,
     EndLease,
     Expected,
+    ExpireLogs,
     IncrementVariable,
     MoveRun,
     Operation,
@@ -46,6 +49,9 @@ MAX_NAME: Final = 1024
 """Characters in the name of a variable, a namespace, a snapshot or the key of a question."""
 
 MAX_LEASE_MS: Final = 24 * 3600 * 1000
+
+_MAX_READ_BYTES: Final = 2**20
+"""Of a log at once."""
 
 _RUN: Final = "PluginRun"
 _STATE: Final = "PersistentState"
@@ -100,6 +106,41 @@ class Question:
     answered_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPart:
+    """A part of the log of a run: what ``source`` wrote up to ``end``.
+
+    ``number`` is larger than those of all parts that the Pod kept before, of any run, gone ones included.
+    """
+
+    number: int
+    run: str
+    source: str
+    end: str
+    at_ms: int
+    text: str
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of a limit it takes: its text as UTF-8, and something for the rest."""
+        return 256 + len(self.text.encode())
+
+
+class LogKey(NamedTuple):
+    """Which source of the log of which run."""
+
+    run: str
+    source: str
+
+
+class LogEnd(NamedTuple):
+    """From where to where the last part of a source reaches, and when it was kept."""
+
+    start: str
+    end: str
+    at_ms: int
+
+
 class Written(NamedTuple):
     """What became of an item: its version, and when, in milliseconds since 1970. Version 0: there was none."""
 
@@ -121,6 +162,7 @@ class Needs:
     lease_states: set[str] = field(default_factory=set[str])
     questions: set[str] = field(default_factory=set[str])
     question_keys: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    log_ends: set[LogKey] = field(default_factory=set[LogKey])
 
 
 @dataclass(slots=True)
@@ -132,6 +174,7 @@ class Rows:
     variables: dict[VariableKey, Value] = field(default_factory=dict[VariableKey, Value])
     leases: dict[str, Lease] = field(default_factory=dict[str, Lease])
     questions: dict[str, Question] = field(default_factory=dict[str, Question])
+    log_ends: dict[LogKey, LogEnd] = field(default_factory=dict[LogKey, LogEnd])
 
 
 @dataclass(slots=True)
@@ -148,6 +191,11 @@ class Changes:
     leases: dict[str, Lease] = field(default_factory=dict[str, Lease])
     snapshots: dict[str, str | None] = field(default_factory=dict[str, str | None])
     questions: dict[str, Question | None] = field(default_factory=dict[str, Question | None])
+    logs_before_ms: int = 0
+    """Before what is appended: all parts and ends go that were kept before this."""
+    log_parts: list[LogPart] = field(default_factory=list[LogPart])
+    """To append, in order; the store numbers them, and lets those go that are too old then."""
+    log_ends: dict[LogKey, LogEnd] = field(default_factory=dict[LogKey, LogEnd])
 
 
 def needs(batch: Batch) -> Needs:
@@ -165,6 +213,9 @@ def needs(batch: Batch) -> Needs:
                 found.items.update((operation.source, operation.target))
             case SetProgress() | MoveRun():
                 found.items.add(operation.run)
+            case AppendLog():
+                found.items.add(operation.run)
+                found.log_ends.add(LogKey(operation.run, operation.source))
             case _:
                 _add_needs_of_state(found, operation)
     found.items -= created
@@ -193,7 +244,7 @@ def _add_needs_of_state(found: Needs, operation: Operation) -> None:
         case AnswerQuestion() | DeleteQuestion():
             found.questions.add(operation.id)
         case _:
-            pass  # types are read in any case
+            pass  # types are read in any case, and what is too old is not
 
 
 def guards(rows: Rows) -> tuple[set[str], set[str]]:
@@ -461,11 +512,15 @@ class _Evaluation:
     # -- runs --
 
     def run(self, id_: str) -> ItemRow:
+        row = self.run_of_anybody(id_)
+        self.check_run(id_)
+        return row
+
+    def run_of_anybody(self, id_: str) -> ItemRow:
         row = self.item(id_)
         if row is None or row.type != _RUN:
             message = f"there is no run {shown(id_)}" + ("" if row is None else f": that item is a {row.type}")
             raise NotFoundError(message, id=shown(id_))
-        self.check_run(id_)
         return row
 
     def set_progress(self, operation: SetProgress) -> Written:
@@ -483,6 +538,48 @@ class _Evaluation:
             check(operation.error, f"the error of run {row.id!r}")
             properties["error"] = operation.error
         return self.put_item(_with(row, {"error": None, **properties}, self.now_ms))
+
+    # -- logs --
+
+    def append_log(self, operation: AppendLog) -> None:
+        self.check_owns_logs()
+        _check_name(operation.source, "the source of a log")
+        _check_name(operation.start, "where a part of a log begins", least=0)
+        _check_name(operation.end, "where a part of a log ends")
+        check(operation.text, "a part of a log")
+        key = LogKey(operation.run, operation.source)
+        part = LogPart(number=0, run=key.run, source=key.source, end=operation.end, at_ms=self.now_ms,
+                       text=operation.text)  # fmt: skip
+        if part.size_bytes > MAX_LOG_PART_BYTES:
+            message = f"a part of a log with {part.size_bytes:,} bytes is too large: append it in several"
+            raise InvalidError(message, bytes=part.size_bytes, max_bytes=MAX_LOG_PART_BYTES)
+        if operation.end == operation.start:
+            raise InvalidError(f"a part of a log cannot end where it begins, at {operation.end!r}", end=operation.end)
+        self.run_of_anybody(key.run)
+        last = self.rows.log_ends.get(key, LogEnd("", "", 0))
+        if last[:2] == (operation.start, operation.end):
+            return
+        if operation.start != last.end:
+            message = (
+                f"the log of run {key.run!r} has {key.source!r} up to {last.end!r}, and the part begins at "
+                f"{operation.start!r}: go on from its end"
+            )
+            raise ConflictError(message, run=key.run, source=key.source, end=last.end)
+        self.changes.log_parts.append(part)
+        end = LogEnd(operation.start, operation.end, self.now_ms)
+        self.rows.log_ends[key] = self.changes.log_ends[key] = end
+
+    def expire_logs(self, operation: ExpireLogs) -> None:
+        self.check_owns_logs()
+        # Not later: what the batch itself appends stays, wherever in it that is.
+        before_ms = min(cast("int", fit(Kind.DATETIME, operation.before_ms, "before when logs expire")), self.now_ms)
+        self.changes.logs_before_ms = max(self.changes.logs_before_ms, before_ms)
+        self.rows.log_ends = {key: end for key, end in self.rows.log_ends.items() if end.at_ms >= before_ms}
+
+    def check_owns_logs(self) -> None:
+        if self.fence is not None:
+            message = f"a run that holds plugin state {self.fence.state!r} cannot write to logs: only their owner can"
+            raise DeniedError(message, held=self.fence.state)
 
     # -- plugin states --
 
@@ -585,6 +682,9 @@ class _Evaluation:
     def delete_question(self, operation: DeleteQuestion) -> None:
         question = self.rows.questions.pop(operation.id, None)
         if question is not None:
+            if self.fence is not None and question.state != self.fence.state:  # which that is, no run is told
+                message = f"a run that holds plugin state {self.fence.state!r} cannot delete a question of another"
+                raise DeniedError(message, id=question.id, held=self.fence.state)
             self.check_state(question.state)
             self.changes.questions[question.id] = None
 
@@ -663,7 +763,21 @@ _HANDLERS: Final[Mapping[type, Callable[[_Evaluation, Any], Result]]] = {
     ReleaseLease: _Evaluation.release_lease,
     EndLease: _Evaluation.end_lease,
     CancelLease: _Evaluation.cancel_lease,
+    AppendLog: _Evaluation.append_log,
+    ExpireLogs: _Evaluation.expire_logs,
 }
+
+
+def first_parts(parts: Iterable[LogPart]) -> list[LogPart]:
+    """Return the first of the parts of a log, as many as are read at once; no more are taken than one after them."""
+    found: list[LogPart] = []
+    left = _MAX_READ_BYTES
+    for part in parts:
+        left -= part.size_bytes
+        if found and left < 0:
+            break
+        found.append(part)
+    return found
 
 
 def exists_already(id_: str) -> ConflictError:

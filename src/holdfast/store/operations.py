@@ -30,6 +30,12 @@ KEY_KEPT_MS: Final = 24 * 3600 * 1000
 SWEPT_KEYS: Final = 8
 """How many keys that were kept for longer go, at most, with each batch that has one: more than come, and few."""
 
+MAX_LOG_BYTES: Final = 16 * 2**20
+"""Of the log of a run: what is older goes when more comes."""
+
+MAX_LOG_PART_BYTES: Final = 4 * 2**20
+"""Of one part of a log: 1 MiB of what is no text, and so becomes three times as much, is one."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeclareTypes:
@@ -250,6 +256,37 @@ class CancelLease:
     epoch: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AppendLog:
+    """Keep a part of what ``source``, a launch of a run, wrote: from ``start`` to ``end``, in the source's own words.
+
+    ``start`` is the ``end`` of its part before, "" for its first, else ConflictError: so nothing is kept twice, and
+    nothing in between is left out. The same ``start`` and ``end`` as its last part is a no-op. InvalidError if ``text``
+    has more than `MAX_LOG_PART_BYTES`; NotFoundError if there is no such run. For the owner alone (DeniedError), also
+    while the run is held. Of a run's log the last `MAX_LOG_BYTES` are kept, of all its sources together.
+
+    The failure argument. *Who ships a log dies before it has deleted the launch*: the next one asks
+    `Store.find_log_end` and goes on from there, for that is known also when the part itself is gone. *Two ship at
+    once*: one is first; the other's part is the same, or is refused, and it asks anew.
+    """
+
+    run: str
+    source: str
+    start: str
+    end: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireLogs:
+    """Forget what of any log was written before an instant, in milliseconds since 1970; a later one than now means now.
+
+    Where a source ends is forgotten too when all of it was written before. For the owner alone (DeniedError).
+    """
+
+    before_ms: int
+
+
 Operation = (
     DeclareTypes
     | CreateItem
@@ -271,6 +308,8 @@ Operation = (
     | ReleaseLease
     | EndLease
     | CancelLease
+    | AppendLog
+    | ExpireLogs
 )
 
 _SEPARATOR = "_"

@@ -55,6 +55,9 @@ class Query:
             offset it neither skips nor repeats an item when others are written meanwhile.
         outgoing: Answer each item's outgoing edges with it.
         incoming: Answer each item's incoming edges with it.
+
+    Raises:
+        InvalidError: The limit or the offset is no whole number from 0 on, or there is no such position.
     """
 
     type: str | None = None
@@ -67,6 +70,13 @@ class Query:
     after: tuple[int, int] | None = None
     outgoing: bool = False
     incoming: bool = False
+
+    def __post_init__(self) -> None:
+        for name, number in (("limit", self.limit), ("offset", self.offset)):
+            if number is not None:
+                _count(name, number)
+        for number in self.after or ():
+            fit(Kind.INTEGER, number, "the position in a search")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

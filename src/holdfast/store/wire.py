@@ -97,6 +97,8 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             "find_lease": "lease",
             "find_snapshot": "snapshot",
             "list_questions": "questions",
+            "list_log": "log",
+            "find_log_end": "log-end",
             "now_ms": "now",
         }.items()
     }

@@ -34,10 +34,13 @@ from holdfast.items import PropertyDefinition, TypeDefinition
 from holdfast.runs import Fence, Lease, Status
 from holdfast.store import (
     KEY_KEPT_MS,
+    MAX_LOG_BYTES,
+    MAX_LOG_PART_BYTES,
     Batch,
     Comparison,
     Condition,
     Direction,
+    LogPart,
     Operation,
     Query,
     Question,
@@ -79,6 +82,7 @@ _BEGINNING: Final[list[Operation]] = [
     op.AskQuestion("q2", "held", "r1", "k", "{}"),
     *(op.CreateItem(id_, "PersistentState") for id_ in ("held", "s")),
     *(op.CreateEdge(run, "pluginState", id_) for run, id_ in (("r1", "held"), ("r2", "s"))),
+    op.AppendLog("r1", "l1", "", "9", "begun\n"),
     op.ClaimLease("held", "r1", "h1", 60_000),
 ]
 _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
@@ -148,6 +152,17 @@ _REFUSED: Final[list[tuple[type[HoldfastError], str, Operation]]] = [
     (ConflictError, "'held' has changed hands: its epoch is 1, not 2", op.CancelLease("held", 2)),
     (FencedError, "run 'r1'", op.RenewLease(Fence(state="held", epoch=1, holder="h0"), 1_000)),
     (FencedError, "run 'r1'", op.ReleaseLease(Fence(state="held", epoch=0, holder="h1"))),
+    (NotFoundError, "there is no run 'absent'", op.AppendLog("absent", "l1", "", "9", "x")),
+    (NotFoundError, "no run 't1': that item is a Thing", op.AppendLog("t1", "l1", "", "9", "x")),
+    (ConflictError, "has 'l1' up to '9', and the part begins at ''", op.AppendLog("r1", "l1", "", "10", "x")),
+    (ConflictError, "has 'l1' up to '9', and the part begins at '8'", op.AppendLog("r1", "l1", "8", "9", "x")),
+    (ConflictError, "has 'l2' up to '', and the part begins at '9'", op.AppendLog("r1", "l2", "9", "10", "x")),
+    (InvalidError, "cannot end where it begins, at '9'", op.AppendLog("r1", "l1", "9", "9", "x")),
+    (InvalidError, "'' cannot name where a part of a log ends", op.AppendLog("r1", "l1", "9", "", "x")),
+    (InvalidError, "'' cannot name the source of a log", op.AppendLog("r1", "", "", "9", "x")),
+    (InvalidError, "ud801", op.AppendLog("r1", "\ud801", "", "9", "x")),
+    (InvalidError, r"cannot be 'a\\x00'", op.AppendLog("r1", "l1", "9", "10", "a\0")),
+    (InvalidError, "9223372036854775808", op.ExpireLogs(2**63)),
 ]
 """Operations that are refused after `_BEGINNING`: with which error, and what its message says."""
 
@@ -169,6 +184,8 @@ _DENIED_TO_A_RUN: Final[list[Operation]] = [
     op.ClaimLease("s", "r1", "h2", 1_000),
     op.EndLease("held"),
     op.CancelLease("held"),
+    op.AppendLog("r1", "l1", "9", "10", "x"),
+    op.ExpireLogs(T0 + 1),
 ]
 
 _SHELF: Final[list[tuple[str, str, dict[str, Value]]]] = [
@@ -229,7 +246,15 @@ def apply(store: Store, *operations: Operation, fence: Fence | None = None) -> t
 def _everything(store: Store) -> object:
     found = store.search(Query(is_deleted=None, outgoing=True, incoming=True))
     reads = (store.list_variables, store.find_lease, store.find_snapshot, store.list_questions)
-    return dict(store.schema()), found, [read(state) for read in reads for state in ("s", "held", "new")]
+    logs = [(store.list_log(run), store.find_log_end(run, "l1")) for run in ("r1", "r2")]
+    return dict(store.schema()), found, logs, [read(state) for read in reads for state in ("s", "held", "new")]
+
+
+def _read_log(store: Store, run: str) -> list[list[LogPart]]:
+    read: list[list[LogPart]] = []
+    while found := store.list_log(run, read[-1][-1].number if read else 0):
+        read.append(found)
+    return read
 
 
 def found_ids(store: Store, **query: Any) -> str:
@@ -273,6 +298,8 @@ class StoreContract:
                 op.SetVariable("new", "a", 1),
                 op.PointSnapshot("new", "x"),
                 op.AskQuestion("new", "new", "r2", "k", "{}"),
+                op.AppendLog("r2", "l1", "", "1", "x"),
+                op.ExpireLogs(T0),
                 operation,
             )
         assert type(caught.value) is error
@@ -585,6 +612,82 @@ class StoreContract:
         assert [(question.id, question.answer) for question in store.list_questions("s")] == [("z", "2"), ("a", None)]
         apply(store, op.DeleteQuestion("z"), ask_anew)
         assert [(question.id, question.form) for question in store.list_questions("s")] == [("a", ""), ("b", "[]")]
+
+    def test_a_log_is_read_in_the_order_in_which_it_was_kept(self, pod: Store, clock: FakeClock) -> None:
+        """From after any part of it, whichever launch wrote it; also of a run that is held, whose lease stays."""
+        before = pod.find_lease("held")
+        apply(pod, op.AppendLog("r1", "l2", "", "a", ""), op.AppendLog("r2", "l2", "", "a", "another run's"))
+        clock.advance(60_000)
+        apply(pod, op.AppendLog("r1", "l1", "9", "10", "x"), op.AppendLog("r1", "l1", "10", "11", "\u00e9"))
+        log = pod.list_log("r1")
+        assert [(part.source, part.end, part.at_ms, part.text) for part in log] == [
+            ("l1", "9", T0, "begun\n"), ("l2", "a", T0, ""), ("l1", "10", T0 + 60_000, "x"),
+            ("l1", "11", T0 + 60_000, "\u00e9"),
+        ]  # fmt: skip
+        (other,) = pod.list_log("r2")
+        assert (other.run, other.source, other.text) == ("r2", "l2", "another run's")
+        assert log[0].number < log[1].number < other.number < log[2].number < log[3].number
+        assert pod.list_log("r1", log[1].number) == pod.list_log("r1", other.number) == log[2:]
+        assert (pod.list_log("r1", log[3].number), pod.list_log("absent"), pod.list_log("l1")) == ([], [], [])
+        assert [pod.find_log_end(run, "l1") for run in ("r1", "r2", "absent")] == ["11", "", ""]
+        assert pod.find_lease("held") == before
+
+    def test_a_part_of_a_log_that_comes_again_is_kept_once(self, pod: Store) -> None:
+        """Also at once with the part before it; what two ship that know nothing of each other fits together."""
+        apply(pod, op.DeleteItem("r2"), *[op.AppendLog("r2", "l", "", "1", "a")] * 2)
+        assert apply(pod, op.AppendLog("r2", "l", "", "1", "another"), op.AppendLog("r2", "l", "1", "2", "b")) == (
+            None,
+            None,
+        )
+
+        def ship(_: int) -> None:
+            while (end := int(pod.find_log_end("r2", "l"))) < 20:
+                try:
+                    apply(pod, op.AppendLog("r2", "l", str(end), str(end + 1), f"{end} "))
+                except ConflictError as exc:
+                    assert int(str(exc.facts["end"])) > end  # noqa: PT017 -- most are not refused
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(ship, range(3)))
+        assert "".join(part.text for part in pod.list_log("r2")) == "ab2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 "
+
+    def test_a_log_is_read_a_mebibyte_at_once(self, pod: Store) -> None:
+        """Or one part that is larger, as the largest is; a larger one is refused."""
+        part, largest = "\u00e9" * 2**18, "x" * (MAX_LOG_PART_BYTES - 256)
+        texts = ["begun\n", part[:-300], part[:-300], part, largest, "y"]
+        apply(pod, *(op.AppendLog("r1", "l1", str(at), str(at + 1), text) for at, text in enumerate(texts[1:], 9)))
+        read = [[part.text for part in parts] for parts in _read_log(pod, "r1")]
+        assert read == [texts[:3], texts[3:4], texts[4:5], texts[5:]]
+        with pytest.raises(InvalidError, match="4,194,305 bytes is too large"):
+            apply(pod, op.AppendLog("r1", "l2", "", "1", largest + "x"))
+
+    def test_of_a_log_the_last_16_mib_are_kept(self, pod: Store) -> None:
+        """Of all its sources together, and of each run; how far a source was kept is known still."""
+        text = "x" * (MAX_LOG_BYTES // 4 - 256)
+        apply(pod, op.AppendLog("r2", "l1", "", "1", "of another run"))
+        apply(pod, *(op.AppendLog("r1", "l2", str(at or ""), str(at + 1), text) for at in range(4)))
+        assert [part.end for part in pod.list_log("r1")] == ["1"]
+        assert pod.find_log_end("r1", "l1") == "9"
+        apply(pod, op.AppendLog("r1", "l1", "", "9", "again"), op.AppendLog("r1", "l1", "9", "10", "y"))
+        assert [part.end for parts in _read_log(pod, "r1") for part in parts] == ["2", "3", "4", "10"]
+        assert [part.text for part in pod.list_log("r2")] == ["of another run"]
+
+    def test_logs_expire_and_their_numbers_do_not_come_back(self, pod: Store, clock: FakeClock) -> None:
+        """What was kept before goes, of every run; and where a source ends, if none of it was kept later."""
+        apply(pod, op.AppendLog("r1", "l2", "", "1", "a"), op.AppendLog("r2", "l1", "", "1", "b"))
+        clock.advance(10)
+        apply(pod, op.AppendLog("r1", "l2", "1", "2", "c"), op.ExpireLogs(T0))
+        assert [part.text for part in pod.list_log("r1")] == ["begun\n", "a", "c"]
+        ahead = (op.AppendLog("r2", "l1", "", "1", "d"), op.ExpireLogs(T0), op.ExpireLogs(T0 + 11))
+        apply(pod, op.ExpireLogs(T0 + 1), *ahead)
+        assert [part.text for part in pod.list_log("r1")] == ["c"]
+        ends = [pod.find_log_end(*each) for each in (("r1", "l1"), ("r1", "l2"), ("r2", "l1"))]
+        assert (ends, [part.text for part in pod.list_log("r2")]) == (["", "2", "1"], ["d"])
+        last = pod.list_log("r2")[-1].number
+        clock.advance(10)
+        apply(pod, op.ExpireLogs(T0 + 11))
+        apply(pod, op.AppendLog("r2", "l1", "", "1", "e"))
+        assert (pod.list_log("r1"), [part.text for part in pod.list_log("r2", last)]) == ([], ["e"])
 
     def test_a_status_moves_and_keeps_its_reason(self, store: Store) -> None:
         """An update of the status is a move too; an unknown or no one of a new run is idle; repeating is allowed."""

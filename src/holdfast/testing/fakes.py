@@ -13,6 +13,7 @@ import operator
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from holdfast.items import BUILT_IN, Item, Schema, definition_of
 from holdfast.runs import Clock, Lease, SystemClock
 from holdfast.store import (
     KEY_KEPT_MS,
+    MAX_LOG_BYTES,
     Batch,
     Changes,
     Comparison,
@@ -30,6 +32,9 @@ from holdfast.store import (
     EdgeRow,
     Found,
     ItemRow,
+    LogEnd,
+    LogKey,
+    LogPart,
     Query,
     Question,
     Result,
@@ -38,6 +43,7 @@ from holdfast.store import (
     VariableKey,
     evaluate,
     exists_already,
+    first_parts,
     guards,
     needs,
     refuse_secrets,
@@ -98,6 +104,9 @@ class MemoryStore(Store):
         self._leases: dict[str, Lease] = {}
         self._snapshots: dict[str, str] = {}
         self._questions: dict[str, Question] = {}
+        self._logs: dict[str, list[LogPart]] = {}
+        self._log_ends: dict[LogKey, LogEnd] = {}
+        self._log_parts = 0
         self._applied: dict[str, tuple[bytes, tuple[Result, ...], int]] = {}
 
     def apply(self, batch: Batch) -> tuple[Result, ...]:
@@ -129,6 +138,7 @@ class MemoryStore(Store):
             items={id_: self._items[id_] for id_ in needed.items if id_ in self._items},
             variables={key: self._variables[key] for key in needed.variables if key in self._variables},
             questions=questions,
+            log_ends={log: self._log_ends[log] for log in needed.log_ends if log in self._log_ends},
         )
         states, runs = guards(rows)
         for state, lease in self._leases.items():
@@ -152,6 +162,17 @@ class MemoryStore(Store):
         _put(self._variables, changes.variables)
         _put(self._snapshots, changes.snapshots)
         _put(self._questions, changes.questions)
+        before_ms = changes.logs_before_ms
+        self._log_ends = {log: end for log, end in self._log_ends.items() if end.at_ms >= before_ms}
+        self._log_ends |= changes.log_ends
+        for run, log in self._logs.items():
+            self._logs[run] = [part for part in log if part.at_ms >= before_ms]
+        for part in changes.log_parts:
+            self._log_parts += 1
+            log = self._logs.setdefault(part.run, [])
+            log.append(replace(part, number=self._log_parts))
+            while sum(each.size_bytes for each in log) > MAX_LOG_BYTES:
+                del log[0]
 
     def schema(self) -> Schema:
         with self._opened():
@@ -215,6 +236,14 @@ class MemoryStore(Store):
     def list_questions(self, state: str) -> list[Question]:
         with self._opened():
             return [question for question in self._questions.values() if question.state == state]
+
+    def list_log(self, run: str, after: int = 0) -> list[LogPart]:
+        with self._opened():
+            return first_parts(part for part in self._logs.get(run, ()) if part.number > after)
+
+    def find_log_end(self, run: str, source: str) -> str:
+        with self._opened():
+            return self._log_ends[LogKey(run, source)].end if (run, source) in self._log_ends else ""
 
     def now_ms(self) -> int:
         return self._clock.now_ms()
