@@ -133,14 +133,20 @@ def test_who_follows_with_a_key_that_was_replaced_hears_no_more(tmp_path: Path) 
     (tmp_path / "keys.json").chmod(0o600)
     with serving(tmp_path) as served, socket.create_connection(("127.0.0.1", served.port)) as following:
         served.store().now_ms()
-        head = f"GET /api/{OWNER.owner_key}/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head = f"GET /api/{OWNER.owner_key}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         following.sendall(f"{head}Authorization: Bearer {OWNER.database_key}\r\n\r\n".encode())
         heard = b""
-        while b": here" not in heard:
-            heard += following.recv(65_536)
+
+        def hear(words: bytes) -> None:
+            nonlocal heard
+            while words not in heard:
+                part = following.recv(65_536)
+                assert part, heard
+                heard += part
+
+        hear(b": here")
         served.store().apply(Batch((CreateItem("before", "PluginRun"),)))
-        while b"before" not in heard:
-            heard += following.recv(65_536)
+        hear(b"before")
         new = rotate(tmp_path, served.settings.pod_path(OWNER.owner_key).with_suffix(".json"))
         served.store(new).apply(Batch((CreateItem("after", "PluginRun"),)))
         while part := following.recv(65_536):
