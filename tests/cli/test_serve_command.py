@@ -1,7 +1,5 @@
 """``holdfast serve``: where it listens, what it says, and how it ends."""
 
-import datetime as dt
-import ipaddress
 import signal
 import socket
 import subprocess
@@ -12,7 +10,7 @@ import pytest
 from holdfast.context import PodClient
 from holdfast.errors import InvalidError, UnavailableError
 from holdfast.items import Person
-from tests.components.servers import OWNER, SERVE, Process
+from tests.components.servers import OWNER, SERVE, Process, make_certificate
 
 
 def serve(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -20,34 +18,6 @@ def serve(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*SERVE, "--home", str(home), *words], check=False, capture_output=True, text=True, timeout=60
     )
-
-
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """Return the files of a certificate for this machine and of its key, made by hand."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pod")])
-    now = dt.datetime.now(dt.UTC)
-    addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(addresses, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    kind = serialization.Encoding.PEM
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(kind))
-    private = serialization.PrivateFormat.PKCS8
-    (folder / "key.pem").write_bytes(key.private_bytes(kind, private, serialization.NoEncryption()))
-    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,7 +1,9 @@
 """Servers of Pods on a free port of this machine: in a thread of the test, and in a process that can be killed."""
 
 import asyncio
+import datetime as dt
 import http.client
+import ipaddress
 import json
 import os
 import signal
@@ -108,6 +110,8 @@ def serving(
     limits: Limits | None = None,
     max_open: int = 8,
     lease_s: float = 60,
+    certificate: tuple[Path, Path] | None = None,
+    hosts: Sequence[str] = (),
     **how: Any,
 ) -> Generator[Served]:
     """Answer in a thread, for the Pods in ``home``; ``how`` is what `LocalPods` takes."""
@@ -117,7 +121,9 @@ def serving(
     limits = limits or Limits()
     listening = bind("127.0.0.1", 0)
     port = listening.getsockname()[1]
-    server = Server(Application(pods, limits, version="0", lease_s=lease_s), limits)
+    server = Server(
+        Application(pods, limits, version="0", lease_s=lease_s, hosts=hosts), limits, certificate=certificate
+    )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
     served = Served(f"http://127.0.0.1:{port}", pods, settings)
@@ -128,6 +134,34 @@ def serving(
             connection.close()
         server.end()
         thread.join()
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return the files of a certificate for this machine and of its key, made by hand."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "pod")])
+    now = dt.datetime.now(dt.UTC)
+    addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(addresses, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    kind = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(kind))
+    private = serialization.PrivateFormat.PKCS8
+    (folder / "key.pem").write_bytes(key.private_bytes(kind, private, serialization.NoEncryption()))
+    return folder / "cert.pem", folder / "key.pem"
 
 
 SERVE = [sys.executable, "-m", "holdfast", "serve", "--json"]

@@ -6,6 +6,7 @@ import json
 import logging
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -23,11 +24,12 @@ from holdfast.keys import Identity
 from holdfast.pod import Pod
 from holdfast.runs import Lease, Status
 from holdfast.server.app import Application
-from holdfast.server.limits import Limits
+from holdfast.server.limits import Limits, Places
 from holdfast.server.listening import Server, _max_connections
 from holdfast.server.pods import OpenPods
+from holdfast.server.problems import Refused
 from holdfast.store import Batch, ClaimLease, CreateItem, MoveRun, RenewLease
-from tests.components.servers import OWNER, STRANGER, Process, Served, serving
+from tests.components.servers import OWNER, STRANGER, Process, Served, make_certificate, serving
 
 UPLOADS = FOLLOWERS = 40
 WRITERS = 8
@@ -334,7 +336,10 @@ def older(owner: str, database_key: str, size_bytes: int) -> tuple[bytes, bytes]
     """Return head and body of a request of the older API, whose caller stands in the body."""
     auth = {"type": "ClientAuth", "databaseKey": database_key}
     body = json.dumps({"auth": auth, "payload": "x" * size_bytes}).encode()
-    return f"POST /v4/{owner}/get_item HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode(), body
+    return (
+        f"POST /v4/{owner}/get_item HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode(),
+        body,
+    )
 
 
 def test_strangers_who_hold_bodies_have_no_memory_that_others_need(tmp_path: Path) -> None:
@@ -426,6 +431,136 @@ def test_those_who_ask_nothing_make_room_for_who_comes(tmp_path: Path) -> None:
             part = following.recv(4_000)
             assert part
             heard += part
+
+
+def test_with_a_certificate_those_who_never_shake_hands_make_room_and_have_as_little_time(tmp_path: Path) -> None:
+    """They are connections as any other is: the first to come go for others, and all when their time is over."""
+    certificate = make_certificate(tmp_path)
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    for limits in (Limits(connections=10), Limits(header_s=0.5)):
+        with (
+            serving(tmp_path / "home", limits=limits, certificate=certificate) as served,
+            ExitStack() as ending,
+        ):
+            idle = [ending.enter_context(connected(served)) for _ in range(30)]
+            for _ in range(12):
+                with trusting.wrap_socket(connected(served), server_hostname="127.0.0.1") as opened:
+                    opened.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    assert answer_to(opened).startswith(b"HTTP/1.1 200 ")
+            for each in idle[:20]:
+                each.settimeout(limits.header_s / 2 if limits.header_s > 1 else 20)
+                assert answer_to(each) == b""
+    with (
+        serving(tmp_path / "home", limits=limits, certificate=certificate) as served,
+        trusting.wrap_socket(connected(served), server_hostname="127.0.0.1") as opened,
+    ):
+        opened.sendall(b"GET /healthz HT")
+        assert answer_to(opened).startswith(b"HTTP/1.1 408 ")
+
+
+def test_of_places_nobody_has_more_than_are_left() -> None:
+    """Alone that is half; together with others each has less, and who comes new finds one."""
+    places = Places(100, "things are done")
+    for number, owner in enumerate(["a", "b", "c"]):
+        taken = 0
+        with suppress(Refused):
+            while True:
+                places.take(1, owner)
+                taken += 1
+        assert taken == [50, 25, 13][number]
+    places.take(1, "d")
+    places.give(50, "a")
+    places.take(14, "b")
+    with pytest.raises(Refused, match="at most 100 things are done at once, and for one owner no more than are left"):
+        places.take(40, "b")
+    places.take(47)
+    with pytest.raises(Refused, match="at most 100 things are done at once; try again"):
+        places.take()
+
+
+def test_an_owner_whose_bodies_do_not_end_keeps_no_other_out(tmp_path: Path) -> None:
+    """Nor those who ask whether the server is there; who has taken half is told so, and others find places."""
+    with serving(tmp_path / "home", limits=Limits(requests=8)) as served, ExitStack() as ending:
+        served.store().now_ms()
+        other = served.store(STRANGER)
+        crowd = [ending.enter_context(connected(served)) for _ in range(20)]
+        for each in crowd:
+            each.sendall(head("POST", "/store/apply", **{"Content-Length": "100000"}) + b" ")
+        waiting = [*crowd]
+        while len(waiting) > 4:
+            for each in select.select(waiting, [], [], 20)[0]:
+                assert each.recv(4_000).startswith(b"HTTP/1.1 503 ")
+                waiting.remove(each)
+        for _ in range(20):
+            assert other.apply(Batch((CreateItem("p", "Person"),), key="k"))[0] is not None
+            assert served.ask("GET", "/healthz").status == 200
+        assert served.ask("POST", "/api/{owner}/store/now").status == 503
+
+
+def test_what_a_stranger_sends_is_not_made_into_anything(tmp_path: Path) -> None:
+    """Before it is known who calls; who says so first may send as much as others, and who says so last little."""
+    auth = '"auth": {"type": "ClientAuth", "databaseKey": "%s"}'
+    items = json.dumps([{"type": "Person", "firstName": "x"}] * 1_000)
+    bodies = [
+        f'{{{auth % key}, "payload": {{"createItems": {items}}}}}'
+        if is_first
+        else f'{{"payload": {{"createItems": {items}}}, {auth % key}}}'
+        for is_first in (True, False)
+        for key in (STRANGER.database_key, OWNER.database_key)
+    ]
+    with serving(tmp_path / "home") as first:
+        first.store().now_ms()
+    with serving(tmp_path / "home", limits=Limits(strangers_made_bytes=100_000)) as served:
+        path = "/v4/{owner}/bulk"
+        answers = [served.ask("POST", path, body.encode(), key=None) for body in bodies]
+        assert [each.status for each in answers] == [401, 200, 422, 422]
+        assert b"send 'auth' first" in answers[3].body
+
+
+def test_followers_keep_no_pod_open(tmp_path: Path) -> None:
+    """One whose Pod was closed for another is told of what came meanwhile, by another process too."""
+    with (
+        serving(tmp_path / "home", limits=Limits(reopen_s=0.2), max_open=1) as served,
+        connected(served) as following,
+    ):
+        store = served.store()
+        store.apply(Batch((CreateItem("r0", "PluginRun"),)))
+        following.sendall(head("GET", "/events"))
+        heard = b""
+        while b": here" not in heard:
+            heard += following.recv(4_000)
+        for number in range(1, 4):
+            assert served.ask("PUT", f"/api/{STRANGER.owner_key}", key=STRANGER.database_key).status == 204
+            assert served.store(STRANGER).now_ms() > 0
+            with closing(LocalPods(served.settings).open(OWNER.owner_key, OWNER.database_key)) as elsewhere:
+                elsewhere.store.apply(Batch((CreateItem(f"r{number}", "PluginRun"),)))
+            while f'"id":"r{number}"'.encode() not in heard:
+                part = following.recv(4_000)
+                assert part
+                heard += part
+
+
+def test_what_a_server_that_ends_cannot_wait_for_is_told_to_come_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a problem, and not as a defect; nothing is left of a file."""
+    with ExitStack() as ending:
+        with serving(tmp_path / "home", limits=Limits(grace_s=0.2)) as served:
+            data = content(1)
+            sha256 = hashlib.sha256(data).hexdigest()
+            Pod(served.store()).create(File(sha256=sha256))
+            opened = [ending.enter_context(connected(served)) for _ in range(2)]
+            opened[0].sendall(head("POST", "/store/apply", **{"Content-Length": "10000"}) + b" ")
+            opened[1].sendall(head("PUT", f"/files/{sha256}", **{"Content-Length": str(len(data))}) + data[:100])
+            folder = served.settings.home / "files" / OWNER.owner_key
+            while not folder.exists() or not [*folder.glob(".*")]:
+                time.sleep(0.01)
+        for each in opened:
+            found = answer_to(each)
+            assert found.startswith(b"HTTP/1.1 503 ")
+            assert json.loads(found.partition(b"\r\n\r\n")[2])["kind"] == "UnavailableError"
+    assert not [*folder.glob(".*")]
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 def test_a_process_has_the_files_that_it_may_and_as_many_connections_as_are_left() -> None:

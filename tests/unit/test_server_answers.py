@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -413,6 +414,86 @@ def test_json_that_takes_much_more_memory_than_its_text_is_refused_before_it_is_
     with pytest.raises(InvalidError, match="takes 1,360 bytes when it is read: at most 1,359 are allowed"):
         check_weight(b'[{"a":1},{"a":1},[]]', 1_359)
     assert check_weight(rb'{"a": ",,[{\\\",,"}', 300) == 300
+
+
+def test_what_an_owner_sends_may_be_made_into_half_of_the_memory(tmp_path: Path) -> None:
+    """However short it is; it would else be read, and then refused."""
+    with serving(tmp_path, opener=OPENER, limits=Limits(body_bytes=100_000, memory_bytes=1)) as small:
+        answer = small.ask("POST", APPLY, b'{"operations": [' + b",".join([b"{}"] * 600) + b"]}")
+    facts = {"bytes": 228_520, "max_bytes": 198_183}
+    check_problem(answer, 422, "Unprocessable Entity", "InvalidError", "takes 228,520 bytes", **facts)
+
+
+@pytest.mark.parametrize(
+    "host, origin, status",
+    [
+        ("localhost", None, 200),
+        ("LOCALHOST:3030", None, 200),
+        ("127.9.9.9:1", None, 200),
+        ("[::1]:3030", None, 200),
+        ("pod.localhost", None, 200),
+        ("pod.example:443", None, 200),
+        ("evil.example", None, 421),
+        ("localhost.evil.example", None, 421),
+        ("10.0.0.1", None, 421),
+        ("[::1", None, 421),
+        ("evil.example", "http://evil.example", 421),
+        ("localhost:3030", "http://localhost:3030", 200),
+        ("localhost:3030", "https://pod.example", 200),
+        ("localhost:3030", "http://localhost:8080", 403),
+        ("localhost:3030", "https://evil.example", 403),
+        ("localhost:3030", "null", 403),
+    ],
+)
+@pytest.mark.parametrize("method, path", [("GET", "/healthz"), ("POST", "/v4/account"), ("POST", SEARCH)])
+def test_a_page_of_another_site_may_not_call(  # noqa: PLR0917 -- each is a parameter
+    named: Served, host: str, origin: str | None, status: int, method: str, path: str
+) -> None:
+    """Nor one whose name is made to lead to this machine; its own pages may, and those it was told of."""
+    bodies = {
+        "/v4/account": b'{"ownerKey": "%b", "databaseKey": "%b"}' % (b"a" * 64, b"b" * 64),
+        SEARCH: b'{"query": {"type": "Person"}}',
+    }
+    headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
+    answer = named.ask(method, path, bodies.get(path), **headers)
+    assert answer.status == status
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Return a server that has another name as well."""
+    with serving(tmp_path_factory.mktemp("home"), opener=OPENER, hosts=["Pod.example"]) as served:
+        yield served
+
+
+def test_who_has_said_all_and_listens_is_answered(served: Served) -> None:
+    """As a program does that closes its half of the connection after its request."""
+    body = b'{"query": {"type": "Person"}}'
+    path = SEARCH.replace("{owner}", OWNER.owner_key)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {OWNER.database_key}\r\n"
+    with socket.create_connection(("127.0.0.1", served.port)) as opened:
+        opened.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        opened.shutdown(socket.SHUT_WR)
+        found = b""
+        while part := opened.recv(65_536):
+            found += part
+    assert found.startswith(b"HTTP/1.1 200 ")
+    assert found.endswith(b"\r\n\r\n[]")
+
+
+def test_what_is_no_request_is_a_problem_too(served: Served) -> None:
+    """It has no address, so it is answered as those under /api are."""
+    found = served.raw(b"GET / HTTP/9.9 and more\r\n\r\n")
+    head, _, body = found.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n")
+    assert json.loads(body) == {
+        "type": "about:blank",
+        "title": "Bad Request",
+        "status": 400,
+        "detail": "what came is no request of HTTP, or its head is too long",
+        "kind": "InvalidError",
+        "facts": {},
+    }
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])

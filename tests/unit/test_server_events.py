@@ -8,6 +8,7 @@ import pytest
 from holdfast.errors import UnavailableError
 from holdfast.runs import Status
 from holdfast.server.events import Changes, Events
+from holdfast.server.limits import Limits
 from holdfast.server.pods import Use
 from holdfast.server.signing_in import Session, Threads
 from holdfast.store import AnswerQuestion, AskQuestion, Batch, CreateEdge, CreateItem, Found, MoveRun, Query
@@ -91,7 +92,7 @@ def test_who_cannot_be_told_is_not_let_follow() -> None:
 
     async def come() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
-        events = Events(pods, threads, 16)
+        events = Events(pods, threads, Limits())
         for answer in await asyncio.gather(follow(events), follow(events), return_exceptions=True):
             assert isinstance(answer, UnavailableError), answer
         store.is_broken = False

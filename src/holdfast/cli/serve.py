@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -26,6 +27,7 @@ _MIB: Final = 2**20
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: for everybody.")
 @click.option("--port", default=3030, show_default=True, type=click.IntRange(0, 65_535), help="0: a free one.")
+@click.option("--allowed-host", "hosts", multiple=True, metavar="NAME", help="What else it is called, as by a proxy.")
 @click.option("--no-keyring", is_flag=True, help="Keep no keys: after a restart runs wait until their owner calls.")
 @click.option("--no-new-owners", is_flag=True, help="Make no Pods for owners that have none here.")
 @click.option("--tls-cert", type=_FILE, help="A certificate (PEM); comes with --tls-key.")
@@ -52,6 +54,7 @@ def command(
     *,
     host: str,
     port: int,
+    hosts: Sequence[str],
     no_keyring: bool,
     no_new_owners: bool,
     tls_cert: Path | None,
@@ -103,7 +106,9 @@ def command(
     opener = LocalPods(settings, is_attended=no_keyring, can_create=not no_new_owners)
     pods = OpenPods(opener)
     certificate = None if tls_cert is None or tls_key is None else (tls_cert, tls_key)
-    application = Application(pods, limits, version=version("holdfast"), lease_s=settings.lease_s)
+    called = urlsplit(run_address or "").hostname
+    names = (host, *hosts, *(() if called is None else (called,)))
+    application = Application(pods, limits, version=version("holdfast"), lease_s=settings.lease_s, hosts=names)
     server = Server(application, limits, certificate=certificate)
     with closing(bind(host, port)) as listening:
         found, used = listening.getsockname()[:2]

@@ -41,7 +41,7 @@ class Application(Guard):
         self, pods: OpenPods, limits: Limits, *, version: str, lease_s: float = 60.0, hosts: Collection[str] = ()
     ) -> None:
         entrance = Entrance(pods, limits)
-        self._events = Events(pods, entrance.threads, limits.followers)
+        self._events = Events(pods, entrance.threads, limits)
 
         @asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None]:

@@ -39,6 +39,8 @@ _PROBLEM: Final[_Json] = {
 _COMMON: Final[Mapping[int, str]] = {
     400: "The request was not understood.",
     401: "What was presented opens nothing here.",
+    403: "A page of another site calls, or the rights presented do not suffice.",
+    421: "The server does not answer to this name.",
     422: "A value cannot be accepted; the same request will fail again.",
     429: "There were too many requests, or sign-ins that failed.",
     500: "A defect of the server, whose log has more under the id in the facts.",

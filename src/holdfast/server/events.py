@@ -22,7 +22,7 @@ from pydantic_core import to_json
 from holdfast.engine import FINISHED
 from holdfast.errors import HoldfastError, InvalidError, UnavailableError
 from holdfast.runs import Status
-from holdfast.server.limits import Places
+from holdfast.server.limits import Limits, Places
 from holdfast.server.pods import OpenPods
 from holdfast.server.signing_in import Session, Threads
 from holdfast.store import Comparison, Condition, Found, Query, Question, Store
@@ -32,9 +32,6 @@ _log: Final = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 """How often what other processes wrote is looked for; what came through this server is looked for at once."""
-_REOPEN_S: Final = 30.0
-"""How often a Pod is opened again for its followers, which was closed because others need room. Who calls for it opens
-it sooner; until then only another process can have written to it."""
 _BEAT_S: Final = 15.0
 _MAX_WAITING: Final = 1_000
 """Events that a follower has not taken."""
@@ -60,12 +57,13 @@ class Events:
     Args:
         pods: The Pods.
         threads: Where a Pod is read.
-        max_followers: How many follow at once.
+        limits: How many follow at once, and how often a Pod is opened again that was closed meanwhile. Who calls for it
+            opens it sooner: until then only another process can have written to it.
     """
 
-    def __init__(self, pods: OpenPods, threads: Threads, max_followers: int) -> None:
-        self._pods, self._threads = pods, threads
-        self._places = Places(max_followers, "followers are told of events")
+    def __init__(self, pods: OpenPods, threads: Threads, limits: Limits) -> None:
+        self._pods, self._threads, self._reopen_s = pods, threads, limits.reopen_s
+        self._places = Places(limits.followers, "followers are told of events")
         self._watches: dict[str, _Watch] = {}
         self._is_closed = False
 
@@ -165,7 +163,7 @@ class Events:
                         for queue in watch.followers:
                             _offer(queue, event)
                 if can_open or found is not None:
-                    until = monotonic() + _REOPEN_S
+                    until = monotonic() + self._reopen_s
                 with suppress(TimeoutError):
                     await asyncio.wait_for(watch.changed.wait(), LOOK_S)
                 watch.changed.clear()

@@ -115,7 +115,7 @@ async def keep(session: Session, intake: Intake, request: Request, sha256: str) 
             raise NotFoundError(f"no File item describes the bytes {sha256!r}: create it before them", sha256=sha256)
 
     await session.read(check)
-    intake.uploads.take()
+    intake.uploads.take(1, session.owner)
     try:
         with suppress(NotFoundError, DamagedError):
             async for _ in given(session, (await session.file(session.pod.files.open, sha256))[1]):
@@ -125,7 +125,7 @@ async def keep(session: Session, intake: Intake, request: Request, sha256: str) 
             await session.read(check)
             return await session.file(upload.commit)
     finally:
-        intake.uploads.give()
+        intake.uploads.give(1, session.owner)
 
 
 async def _take(session: Session, upload: Upload, parts: AsyncIterator[bytes]) -> None:

@@ -69,6 +69,8 @@ class Limits:
         bytes_per_s: What a body must come with on average, after the first ``idle_s``.
         body_s: Seconds for the whole of a body that is JSON.
         strangers_s: The same, if nobody knows yet whose it is.
+        reopen_s: Seconds after which a Pod is opened again for its followers that was closed as others needed room.
+        grace_s: Seconds that what was asked is waited for when the server ends.
     """
 
     body_bytes: int = 96 * 2**20
@@ -87,6 +89,8 @@ class Limits:
     bytes_per_s: float = 1_024
     body_s: float = 900
     strangers_s: float = 120
+    reopen_s: float = 30
+    grace_s: float = 5
 
 
 class Rate:

@@ -33,10 +33,8 @@ TERMINATED: Final = 143
 """How a shell names the end by SIGTERM."""
 _BACKLOG: Final = 512
 _MAX_HEAD_BYTES: Final = 32 * 2**10
-_GRACE_S: Final = 5
-"""How long what was asked is waited for when the server ends; then each of the rest is told to come again."""
 _LAST_S: Final = 3
-"""For that, and for what they leave to clean up."""
+"""For those who are told to come again when the server ends, and for what they leave to clean up."""
 _FILES: Final = 2_048
 """What the process may open besides connections: Pods, files, and what was accepted and is not counted yet."""
 
@@ -100,7 +98,8 @@ class _Protocol(H11Protocol):
             return
         early, self._early = bytes(self._early or b""), None
         super().connection_made(encrypted)
-        self.data_received(early)
+        if early:  # nothing would mean the end of all that comes
+            self.data_received(early)
 
     def data_received(self, data: bytes) -> None:
         if self._early is not None:
@@ -161,9 +160,8 @@ class _Protocol(H11Protocol):
         self.waiting.pop(self, None)
 
     def _end(self) -> None:
-        if self._early is not None:
-            self._abort()
-        elif not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+        is_idle = not self.transport.is_closing() and self.conn.their_state is h11.IDLE
+        if is_idle and self._early is None:  # a handshake ends by itself
             self.transport.write(_LATE)
             self.transport.close()
 
@@ -171,8 +169,8 @@ class _Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Answers requests until a signal comes, or `end` is called.
 
-    What was asked is waited for, for 5 s. Then `serve` raises what the signal means: KeyboardInterrupt, or SystemExit
-    with `TERMINATED`.
+    What was asked is waited for, for as long as the limits say. Then `serve` raises what the signal means:
+    KeyboardInterrupt, or SystemExit with `TERMINATED`.
 
     Args:
         app: What answers.
@@ -198,7 +196,7 @@ class Server(uvicorn.Server):
             backlog=_BACKLOG,
             h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             timeout_keep_alive=max(1, round(limits.header_s)),
-            timeout_graceful_shutdown=_GRACE_S + _LAST_S,
+            timeout_graceful_shutdown=math.ceil(limits.grace_s) + _LAST_S,
         )
         super().__init__(config)
         self._holdfast, self._protocol, self._limits = app, protocol, limits
@@ -227,7 +225,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was asked, and end; who follows events is told so first."""
         self._holdfast.end()
-        cutting = asyncio.get_running_loop().call_later(_GRACE_S, self._cut)
+        cutting = asyncio.get_running_loop().call_later(self._limits.grace_s, self._cut)
         await super().shutdown(sockets)
         cutting.cancel()
 
