@@ -128,7 +128,7 @@ def command(
             ),
         )
         supervision = Supervision(settings, pods, pod=pod_key_id(settings), launching=launching)
-        opener.on_stirred = supervision.wake
+        opener.stirring = supervision.stirring
         document = {"url": url, "host": found, "port": used, "pid": os.getpid(), "launcher": launching.kind}
         call.answer(document, f"Serving {str(settings.home)!r} at {url}")
         sys.stdout.flush()

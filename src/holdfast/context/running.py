@@ -93,8 +93,9 @@ def carry_out(
             locks = settings.locks_path
             return carry_on(store, source, drive, locks=locks, config=config, state=state, is_new=is_new)
         try:
-            check_state(store, run_id)
             run = get_unfinished(client, run_id)
+            if not run.pluginState:
+                check_state(store, run_id)
             from holdfast.plugins.named import find_named  # start-up: a plugin that was named is loaded by now
 
             folder = _current_folder() if source is None else source.folder
@@ -103,7 +104,9 @@ def carry_out(
             cls = (found or Source(module=module, name=name, folder=folder)).load()
             used = config_of(run.config, f"run {run_id!r}", instead=config)
             arguments_from(cls, used)
-            return replace(drive(cls, *continue_run(client, run_id), used), run=run_id)
+            # What it leads to is known: to look again would be a request.
+            run, plugin_state = (run, run.pluginState[0]) if run.pluginState else continue_run(client, run_id)
+            return replace(drive(cls, run, plugin_state, used), run=run_id)
         except (NotFoundError, InvalidError, PluginError) as exc:
             if is_claimed(address):  # it would be launched again, in vain
                 refuse_claimed(store, run_id, exc)

@@ -14,7 +14,7 @@ import hmac
 import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -56,8 +56,8 @@ class LocalPods(Opener):
         is_attended: Open a Pod for tokens only after its owner has called: no key is kept on this machine, and one
             that was kept before goes when its owner calls.
         can_create: Whether owners may come who have no Pod yet.
-        on_stirred: Called with an owner, from any thread, when something was written that may let a run begin or end,
-            or when the owner has opened the Pod.
+        stirring: Entered with an owner, in any thread, while something is written that may let a run begin or end, and
+            when the owner opens the Pod.
         clock: What leases and tokens are measured on.
         disk: Where the home lies.
     """
@@ -68,14 +68,14 @@ class LocalPods(Opener):
         *,
         is_attended: bool = False,
         can_create: bool = True,
-        on_stirred: Callable[[str], None] = lambda _owner: None,
+        stirring: Callable[[str], AbstractContextManager[None]] = lambda _owner: nullcontext(),
         clock: Clock | None = None,
         disk: Disk | None = None,
     ) -> None:
         self._settings = settings
         self._is_attended = is_attended
         self._can_create = can_create
-        self.on_stirred = on_stirred
+        self.stirring = stirring
         self._clock = clock or SystemClock()
         self._disk = disk or Disk()
         self._pod_key = load_or_create_pod_key(settings.home, settings.environ, disk=self._disk)
@@ -104,13 +104,14 @@ class LocalPods(Opener):
             digest = (_digest(database_key), seen)
         if self._is_attended:
             self._kept[owner] = key
-        stir = partial(self._stir, owner)
+        stir = partial(self._stirring, owner)
         if database_key is not None:
-            stir()
+            with stir():
+                pass
         return _ServedPod(self._settings, owner, key, digest, stir=stir, clock=self._clock, disk=self._disk)
 
-    def _stir(self, owner: str) -> None:
-        self.on_stirred(owner)
+    def _stirring(self, owner: str) -> AbstractContextManager[None]:
+        return self.stirring(owner)
 
     def create(self, owner: str, database_key: str) -> None:  # noqa: D102 -- as `Opener`
         identity = Identity(owner, database_key)
@@ -154,7 +155,7 @@ class _ServedPod:
         key: bytes,
         presented: tuple[bytes, object] | None,
         *,
-        stir: Callable[[], None],
+        stir: Callable[[], AbstractContextManager[None]],
         clock: Clock,
         disk: Disk,
     ) -> None:
@@ -225,27 +226,27 @@ class _Turns:
 
 
 class _Writing(SqliteStore):
-    """Lets renewals pass, and says so when something was written that concerns a supervisor."""
+    """Lets renewals pass, and says so while something is written that concerns a supervisor."""
 
-    def __init__(self, path: Path, key: bytes, turns: _Turns, stir: Callable[[], None], **how: Any) -> None:
+    def __init__(
+        self, path: Path, key: bytes, turns: _Turns, stir: Callable[[], AbstractContextManager[None]], **how: Any
+    ) -> None:
         self._turns, self._stir = turns, stir
         super().__init__(path, key, create=False, **how)
 
     def apply(self, batch: Batch) -> tuple[Result, ...]:
         self._turns.let_pass()
-        results = super().apply(batch)
-        self._say([batch])
-        return results
+        with self._stirred([batch]):
+            return super().apply(batch)
 
     def apply_all(self, batches: Sequence[Batch]) -> list[tuple[Result, ...] | HoldfastError]:
         self._turns.let_pass()
-        results = super().apply_all(batches)
-        self._say(batches)
-        return results
+        with self._stirred(batches):
+            return super().apply_all(batches)
 
-    def _say(self, batches: Sequence[Batch]) -> None:
-        if any(_is_stirring(operation) for batch in batches for operation in batch.operations):
-            self._stir()
+    def _stirred(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
+        is_stirring = any(_is_stirring(operation) for batch in batches for operation in batch.operations)
+        return self._stir() if is_stirring else nullcontext()
 
 
 def _is_stirring(operation: Operation) -> bool:

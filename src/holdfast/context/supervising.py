@@ -3,7 +3,8 @@
 The failure argument. *The process dies*: the agenda says who was to be looked at; who was being looked at still is due.
 *Two servers share a home*: both look, and what each of them may do is decided in the Pod. *A Pod cannot be opened*, as
 one that waits for its owner: it is looked at later, and when its owner calls. *Many Pods*: only those that the agenda
-names are opened; what another process writes to one, such as ``holdfast runs retry``, it notes on the agenda.
+names are opened; what another process writes to one, such as ``holdfast runs retry``, it notes on the agenda. *It dies
+between what a client wrote and the look at it*: that was noted on the agenda before it was written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -90,6 +92,8 @@ class Supervision:
         self._loop = threading.Thread(target=self._look_on, name="supervisor", daemon=True)
         self._changed = threading.Condition()
         self._woken: set[str] = set()
+        self._noted: set[str] = set()
+        self._stirring = Counter[str]()
         self._is_over = False
 
     def start(self, address: str) -> None:
@@ -105,6 +109,31 @@ class Supervision:
         with self._changed:
             self._woken.add(owner)
             self._changed.notify_all()
+
+    @contextmanager
+    def stirring(self, owner: str) -> Generator[None]:
+        """Look at a Pod soon after what is written in the block; if this process dies in between, the next one does.
+
+        That is noted on the agenda before, once between two looks. From any thread.
+        """
+        with self._changed:
+            self._stirring[owner] += 1
+            is_noted = owner in self._noted
+        try:
+            if not is_noted:
+                try:
+                    self._agenda.wake(owner, self._pods.opener.now_ms())
+                except HoldfastError as exc:  # what is written counts for more
+                    _log.warning("wake.not_noted", extra={"owner": owner, "reason": str(exc)})
+                else:
+                    with self._changed:
+                        self._noted.add(owner)
+            yield
+        finally:
+            with self._changed:
+                self._stirring[owner] -= 1
+                self._woken.add(owner)
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Look no more. What is launched goes on, and what was begun is found by the next server."""
@@ -161,7 +190,12 @@ class Supervision:
         except HoldfastError as exc:
             _log.warning("pod.not_looked_at", extra={"owner": owner, "reason": str(exc)})
             next_ms, live = self._pods.opener.now_ms() + _LATER_MS, 0
-        self._agenda.put(owner, next_ms, live, wakes=wakes)
+        with self._changed:
+            # What is being written, or was since the look began, may not have been seen: it stays noted.
+            is_stirring = self._stirring[owner] > 0 or owner in self._woken
+            if not is_stirring:
+                self._noted.discard(owner)
+        self._agenda.put(owner, self._pods.opener.now_ms() if is_stirring else next_ms, live, wakes=wakes)
 
     def _supervisor(self, owner: str) -> Supervisor:
         opener = self._pods.opener
