@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import loading, pods, processes, runs, serving, snapshots, variables
+from benchmarks import launching, loading, pods, processes, runs, serving, snapshots, variables
 from benchmarks.measure import Row, table
 
 
@@ -33,6 +33,7 @@ def main() -> None:
             processes.Bench(folder=here, rounds=options.rounds),
             runs.Bench(folder=here, rounds=options.rounds),
             serving.Bench(folder=here, rounds=options.rounds),
+            launching.Bench(folder=here, rounds=options.rounds),
             snapshots.Bench(folder=here, rounds=options.rounds, mib=options.mib),
             variables.Bench(folder=here, rounds=options.rounds),
             loading.Bench(folder=here, rounds=options.rounds),

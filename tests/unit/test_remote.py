@@ -4,6 +4,8 @@ import http.client
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -490,3 +492,13 @@ def test_a_file_that_is_cut_off_on_its_way_is_an_error(waits: Waits) -> None:
         assert size == 10
         with pytest.raises(UnavailableError, match="cannot be reached"):
             b"".join(parts)
+
+
+def test_what_reaches_a_pod_brings_no_command_line() -> None:
+    """A launched run begins sooner without; who wants that of httpx still gets it."""
+    code = (
+        "import sys; from holdfast.remote import Connection; Connection('http://127.0.0.1:1', 'a' * 64, token='t'); "
+        "assert 'rich' not in sys.modules; import httpx._main; assert httpx._main.main"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,21 +6,25 @@ process may have two homes.
 
 from __future__ import annotations
 
-from holdfast.context.application import Context
-from holdfast.context.pods import (
-    PodClient,
-    back_up_pod,
-    examine_pod,
-    get_pod,
-    inspect_backup,
-    open_store,
-    pod_key_id,
-    restore_pod,
-    unlock,
-    was_made,
-)
-from holdfast.context.running import carry_out
-from holdfast.context.settings import Settings
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:  # start-up: a run whose Pod is elsewhere needs no database
+    from holdfast.context.application import Context
+    from holdfast.context.pods import (
+        PodClient,
+        back_up_pod,
+        examine_pod,
+        get_pod,
+        inspect_backup,
+        open_store,
+        pod_key_id,
+        restore_pod,
+        unlock,
+        was_made,
+    )
+    from holdfast.context.running import carry_out
+    from holdfast.context.settings import Settings
 
 __all__ = [
     "Context",
@@ -37,3 +41,15 @@ __all__ = [
     "unlock",
     "was_made",
 ]
+
+_MODULES: Final = {"Context": "application", "Settings": "settings", "carry_out": "running"}
+
+
+def __getattr__(name: str) -> object:
+    """Load a name when it is first used, and keep it."""
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message, name=name)
+    value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'pods')}"), name)
+    globals()[name] = value
+    return value

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.context.addresses import Address
-from holdfast.context.pods import unlock
 from holdfast.context.settings import Settings
 from holdfast.engine import (
     DEFAULT_STATE,
@@ -29,7 +28,6 @@ from holdfast.keys import Identity
 from holdfast.plugins import PluginBase, Source, arguments_from
 from holdfast.pod import Pod
 from holdfast.runs import Outcome
-from holdfast.sql import SqliteStore
 from holdfast.store import Store
 
 
@@ -121,6 +119,9 @@ def is_claimed(address: Address | None) -> bool:
 def _opening(settings: Settings, identity: Identity | None, address: Address | None) -> Callable[[], Store]:
     """Return what opens the Pod, as often as it is called."""
     if address is None:
+        from holdfast.context.pods import unlock  # start-up: for those whose Pod is here, who need the database
+        from holdfast.sql import SqliteStore
+
         path, key = unlock(settings, identity)
         return lambda: SqliteStore(path, key)
     from holdfast.remote import RemoteStore, make_pod  # start-up: for those whose Pod is elsewhere
