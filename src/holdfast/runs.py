@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from holdfast.errors import ConflictError, FencedError, InvalidError
-from holdfast.values import shown
+from holdfast.values import item_id, shown
 
 
 class Clock(Protocol):
@@ -460,3 +460,31 @@ def check_launch_name(name: str) -> str:
         message = f"{shown(name)} names no launch: 1 to 63 lower-case letters, digits and '-' are expected"
         raise InvalidError(message, name=shown(name))
     return name
+
+
+def check_launch_spec(spec: LaunchSpec) -> None:
+    """Accept what a process, or a container, can be told.
+
+    Raises:
+        InvalidError: A text holds a NUL, or what no encoding has; an id, or a name in the environment, is none.
+    """
+    for what, id_ in (("run", spec.run), ("plugin state", spec.state)):
+        if item_id.fullmatch(id_) is None:
+            raise _unlaunchable(spec, f"{shown(id_)} is the id of no {what}")
+    told = {"auth": spec.auth, "address": spec.address, "owner": spec.owner}
+    told |= {f"part {number} of the command": text for number, text in enumerate(spec.command, 1)}
+    for name, value in spec.environment.items():
+        if not name or "=" in name:
+            raise _unlaunchable(spec, f"{shown(name)} is no name in an environment")
+        told |= {f"the name {shown(name)} in the environment": name, f"{shown(name)} in the environment": value}
+    for what, text in told.items():
+        try:
+            is_text = b"\0" not in text.encode("utf-8", "surrogateescape")  # which the names of files may need
+        except UnicodeEncodeError:
+            is_text = False
+        if not is_text:  # not shown: it may be what opens the Pod
+            raise _unlaunchable(spec, f"{what} holds a NUL, or what is no text")
+
+
+def _unlaunchable(spec: LaunchSpec, reason: str) -> InvalidError:
+    return InvalidError(f"{spec.name!r} cannot be launched: {reason}", name=spec.name)

@@ -89,12 +89,7 @@ _engines: list[Engine] = []
 
 
 def engine_of(config: pytest.Config) -> Engine:
-    """Return the engine of this session of tests, which ends with it; started, and with its image, on first use.
-
-    With ``--full`` only, as long as nothing but these tests launches containers.
-    """
-    if not config.getoption("--full"):
-        pytest.skip("containers are launched with --full")
+    """Return the engine of this session of tests, which ends with it; started, and with its image, on first use."""
     if not _engines:
         require("container engine", os.geteuid() == 0, "only root may start one; run the tests in a container as root")
         if shutil.which("dockerd") is None and os.environ.get("CI") == "true":

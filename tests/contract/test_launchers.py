@@ -75,6 +75,7 @@ class TestScript(TestProcess):
 
 @pytest.mark.component("container engine")
 @pytest.mark.xdist_group("containers")
+@pytest.mark.timeout(600)  # the engine's packages may have to be fetched
 class TestDocker(LauncherContract):
     """Containers of a real engine."""
 

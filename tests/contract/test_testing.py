@@ -13,8 +13,9 @@ from holdfast.testing import Dog, FakeClock, MemoryStore
 WITHOUT = """
 import sys
 sys.modules.update(pytest=None, hypothesis=None)
-from holdfast.testing import Dog, FakeClock, JsonStore, MemoryStore
+from holdfast.testing import Dog, FakeClock, FakeLauncher, JsonStore, MemoryStore
 JsonStore(MemoryStore(clock=FakeClock())).close()
+FakeLauncher().list()
 import holdfast.testing
 try:
     holdfast.testing.StoreContract
@@ -32,7 +33,8 @@ def test_the_fakes_need_neither_pytest_nor_hypothesis() -> None:
 def test_what_is_not_there_is_an_attribute_error() -> None:
     """Every public name is there, and nothing else pretends to be."""
     assert sorted(holdfast.testing.__all__) == [
-        "Dog", "FakeClock", "JsonStore", "MemoryStore", "StoreContract", "StoreMachine",
+        "Dog", "FakeClock", "FakeLauncher", "JsonStore", "LauncherContract", "MemoryStore", "StoreContract",
+        "StoreMachine",
     ]  # fmt: skip
     for name in holdfast.testing.__all__:
         assert getattr(holdfast.testing, name).__name__ == name

@@ -1,25 +1,35 @@
 """Launched processes and containers: what they find, what they cannot do, and that nothing is ever left of them."""
 
 import gc
+import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tarfile
+import threading
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from socketserver import ThreadingMixIn, UnixStreamServer
+from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from holdfast.disk import Disk, Lock
 from holdfast.errors import HoldfastError, InvalidError, NotFoundError, UnavailableError
 from holdfast.items import PluginRun
-from holdfast.launchers import process
+from holdfast.launchers import docker, process
 from holdfast.launchers.docker import DockerLauncher
 from holdfast.launchers.process import ProcessLauncher
 from holdfast.pod import Pod
@@ -31,7 +41,12 @@ from tests.components.servers import OWNER, Served, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
-containers = pytest.mark.xdist_group("containers")
+
+def containers(test: Any) -> Any:
+    """Mark a test that needs the engine, which is one for all such tests; its packages may have to be fetched."""
+    for mark in (pytest.mark.timeout(600), pytest.mark.xdist_group("containers"), pytest.mark.component("engine")):
+        test = mark(test)
+    return test
 
 
 @pytest.fixture
@@ -82,6 +97,7 @@ print(json.dumps({
     "files": sorted(map(int, os.listdir("/proc/self/fd")))[:-1], "stdin": sys.stdin.read(),
     "mode": auth and oct(os.stat(auth).st_mode), "auth": auth and open(auth).read(),
     "blocked": [*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))],
+    "ignored": [int(each) for each in signal.valid_signals() if signal.getsignal(each) is signal.SIG_IGN],
     "limits": [resource.getrlimit(getattr(resource, "RLIMIT_" + each))[0] for each in ("AS", "NPROC", "FSIZE")],
 }))
 """
@@ -93,10 +109,16 @@ def test_a_process_finds_its_run_in_its_environment_and_nothing_that_was_not_lis
     """What opens the Pod is in a file that only it can read; no descriptor, signal or terminal is left to it."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret of the server")
     monkeypatch.setenv("LANG", "C.UTF-8")
-    for name in ("HOME", "LC_ALL", "LOGNAME", "TMPDIR", "TZ", "USER"):
+    for name in ("HOME", "LC_ALL", "LD_LIBRARY_PATH", "LOGNAME", "TMPDIR", "TZ", "USER"):
         monkeypatch.delenv(name, raising=False)
     spec = python(SHOW, environment={"EXTRA": "1", "POD_OWNER": "not this one"})
-    found = said(launcher, spec)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        found = said(launcher, spec)
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     auth = launcher._records.path(spec.name) / "auth.json"
     assert found == {
         "environ": {
@@ -114,6 +136,7 @@ def test_a_process_finds_its_run_in_its_environment_and_nothing_that_was_not_lis
         "blocked": [],
         "cwd": [],
         "files": [0, 1, 2],
+        "ignored": [signal.SIGPIPE, signal.SIGXFSZ],  # by Python, at its start
         "limits": [-1, found["limits"][1], -1],
         "mode": "0o100400",
         "nice": os.nice(0),
@@ -136,6 +159,34 @@ def test_what_opens_the_pod_may_be_in_the_environment(tmp_path: Path) -> None:
     assert not [each for each in files if b"hft1.secret" in each.read_bytes()]
 
 
+def test_an_interpreter_in_a_place_of_its_own_finds_its_libraries(
+    tmp_path: Path, launcher: ProcessLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launched one, and that of the program beside it, which has nothing else of this process's environment."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    name = launcher.launch(python(PROGRAMS["waits"]))
+    beside = Path(f"/proc/{parent_of(launcher, name)}/environ").read_bytes().split(b"\0")
+    assert [each.partition(b"=")[0] for each in beside] == [b"LD_LIBRARY_PATH", b"PYTHONPATH", b""]
+    (main,) = marked(launcher, name)
+    assert f"LD_LIBRARY_PATH={tmp_path}".encode() in Path(f"/proc/{main}/environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.parametrize(
+    "limit, value",
+    [
+        *(("memory_bytes", each) for each in (0, -1, 2**70)),
+        *(("processes", each) for each in (0, -1)),
+        *(("cpus", each) for each in (0, -1, 1e-12, float("inf"), float("nan"))),
+        *(("file_bytes", each) for each in (0, -1)),
+        *(("nice", each) for each in (-1, 20, 2**40)),
+    ],
+)
+def test_a_limit_that_would_be_none_is_refused(limit: str, value: float) -> None:
+    """Engines and systems would take most of these for "as much as there is"."""
+    with pytest.raises(InvalidError, match=f"{limit} cannot be limited to "):
+        Limits(**{limit: value})  # type: ignore[arg-type]
+
+
 def test_a_process_has_its_limits(launcher: ProcessLauncher) -> None:
     """Of memory, of processes, of a file; and it stands back for others as far as it was told."""
     limits = Limits(memory_bytes=2**32, processes=500, file_bytes=4096, nice=5)
@@ -154,7 +205,7 @@ def test_a_process_has_its_limits(launcher: ProcessLauncher) -> None:
     [
         (["no-such-program"], Limits(), NotFoundError, "'no-such-program' cannot be started: No such file"),
         (["/dev/null"], Limits(), InvalidError, "'/dev/null' cannot be started: Permission denied"),
-        (["echo", "\0"], Limits(), InvalidError, "'echo' cannot be started: embedded null byte"),
+        (["echo", "x" * 3_000_000], Limits(), InvalidError, "'echo' cannot be started: Argument list too long$"),
     ],
 )
 def test_what_cannot_be_started_is_an_error_that_says_why(
@@ -166,6 +217,32 @@ def test_what_cannot_be_started_is_an_error_that_says_why(
         launcher.launch(replace(spec, limits=limits))
     assert launcher.probe(spec.name) == Probe(Phase.FAILED, str(caught.value))
     assert marked(launcher, spec.name) == []
+
+
+def test_what_is_said_of_what_cannot_be_started_ends_where_it_ends() -> None:
+    """Not every reason has a file that it is about."""
+    answer = {"failed": {"errno": None, "reason": "not allowed to raise maximum limit", "where": None}}
+    error = process._failure("hf-1", ["echo"], answer)
+    assert str(error) == "'echo' cannot be started: not allowed to raise maximum limit"
+
+
+@pytest.mark.parametrize("character", ["é", "€", "😀"])
+def test_no_part_of_a_log_ends_within_a_character(launcher: ProcessLauncher, character: str) -> None:
+    """Neither where a mebibyte is full nor where the process has come to; unless there is nothing else."""
+    name = launcher.launch(python(PROGRAMS["ends"]))
+    wait_until(lambda: launcher.probe(name).phase is not Phase.RUNNING)
+    log, data = launcher._records.path(name) / "output.log", character.encode()
+    for size in range(1, len(data)):
+        log.write_bytes(b"ab" + data[:size])
+        first = launcher.logs(name)
+        assert first == Logs(b"ab", "2")
+        assert launcher.logs(name, first.after) == Logs(data[:size], str(2 + size))
+        log.write_bytes(b"ab" + data + b"c")
+        assert launcher.logs(name, first.after) == Logs(data + b"c", str(3 + len(data)))
+        log.write_bytes(b"x" * (2**20 - size) + data)
+        assert launcher.logs(name) == Logs(b"x" * (2**20 - size), str(2**20 - size))
+    log.write_bytes(b"ab\xa9\xff")  # no text at all
+    assert launcher.logs(name) == Logs(b"ab\xa9\xff", "4")
 
 
 def test_a_log_is_read_in_parts(launcher: ProcessLauncher) -> None:
@@ -229,24 +306,101 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs: one that has ended may be waited for still."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["waits", "bare"])
 def test_when_what_looks_after_a_process_is_killed_the_process_dies_and_what_it_began_is_found(
-    launcher: ProcessLauncher,
+    tmp_path: Path, launcher: ProcessLauncher, how: str
 ) -> None:
-    """By the system for want of memory, say: `probe` does not take it for well, and `stop` leaves nothing."""
-    name = launcher.launch(python(BREEDS, "waits"))
+    """By the system for want of memory, say: `probe` sees it run, and `stop` leaves nothing, by whatever path.
+
+    What has no environment is found by the log that it writes to.
+    """
+    name = launcher.launch(python(BREEDS, how))
     wait_until(lambda: b"begun" in launcher.logs(name).data)
-    [main] = [each for each in descendants(parent_of(launcher, name)) if os.getsid(each) == each][:1]
+    [main, *began] = sorted(descendants(parent_of(launcher, name)), key=lambda each: os.getsid(each) != each)
     os.kill(parent_of(launcher, name), signal.SIGKILL)
-    wait_until(lambda: launcher.probe(name).phase is not Phase.RUNNING)
+    wait_until(lambda: not is_alive(main))
+    assert [is_alive(each) for each in began] == [True, True]
+    assert launcher.probe(name) == Probe(Phase.RUNNING)
+    (tmp_path / "link").symlink_to(tmp_path / "launched")
+    ProcessLauncher(tmp_path / "link").stop(name, 60)
+    assert [is_alive(each) for each in began] == [False, False]
     assert launcher.probe(name) == Probe(
         Phase.FAILED, "it ended without a word: it was killed, or the machine was restarted"
     )
-    wait_until(lambda: main not in marked(launcher, name))
-    assert len(marked(launcher, name)) == 2
-    launcher.stop(name, 60)
-    assert marked(launcher, name) == []
-    assert launcher.launch(python(BREEDS, "waits")) == name
+    assert launcher.launch(python(BREEDS, how)) == name
     assert launcher.probe(name).phase is Phase.FAILED
+
+
+def test_what_has_lost_its_folder_is_found_and_ended(launcher: ProcessLauncher) -> None:
+    """Somebody took it away by hand: `probe` sees it run, and it goes when it is deleted."""
+    name = launcher.launch(python(PROGRAMS["waits"]))
+    beside, (main,) = parent_of(launcher, name), marked(launcher, name)
+    shutil.rmtree(launcher._records.path(name))
+    assert launcher.probe(name) == Probe(Phase.RUNNING)
+    launcher.delete(name)
+    assert (is_alive(beside), is_alive(main)) == (False, False)
+    assert launcher.probe(name) == Probe(Phase.GONE)
+
+
+def test_what_is_launched_while_it_is_deleted_goes_too(tmp_path: Path, launcher: ProcessLauncher) -> None:
+    """Between the end of the process and that of its folder; nothing runs that nobody knows."""
+    spec = python(PROGRAMS["waits"])
+
+    class Slow(ProcessLauncher):
+        def stop(self, name: str, grace_s: float) -> None:
+            super().stop(name, grace_s)
+            launcher.launch(spec)
+
+    Slow(tmp_path / "launched").delete(spec.name)
+    assert marked(launcher, spec.name) == []
+    assert launcher.list() == []
+
+
+def test_what_is_being_launched_cannot_be_said_to_be_stopped(
+    launcher: ProcessLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor can it be deleted: it may be started in the next moment."""
+    monkeypatch.setattr(process, "_LAUNCH_S", 0.05)
+    spec = python(PROGRAMS["waits"])
+    with launcher._records.launching(spec):
+        for call in (lambda: launcher.stop(spec.name, 0), lambda: launcher.delete(spec.name)):
+            with pytest.raises(UnavailableError, match="while it is launched or deleted"):
+                call()
+        assert launcher.probe(spec.name) == Probe(Phase.RUNNING)
+    assert launcher.launch(spec) == spec.name
+
+
+def test_what_is_just_ending_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks after a process may take a while to note how it ended; if he never lets go, that is an error."""
+
+    class Waiting(Disk):
+        held: ClassVar[list[Lock]] = []
+
+        def _wait(self, seconds: float) -> None:
+            super()._wait(seconds)
+            while self.held:
+                self.held.pop().release()
+
+    launcher = ProcessLauncher(tmp_path, disk=Waiting())
+    name = launcher.launch(python(PROGRAMS["ends"]))
+    wait_until(lambda: launcher.probe(name).phase is Phase.GONE)
+    running = tmp_path / name / "running"
+    with monkeypatch.context() as patch, Disk().lock(running):
+        patch.setattr(process, "_KILL_S", 0.05)
+        with pytest.raises(UnavailableError, match="cannot be killed and runs on"):
+            launcher.stop(name, 0)
+    Waiting.held.append(Disk().lock(running))
+    launcher.stop(name, 0)
+    assert Waiting.held == []
+    launcher.delete(name)
 
 
 HOSTILE = """
@@ -288,6 +442,26 @@ def test_a_process_that_has_the_number_of_one_that_ended_is_let_be(launcher: Pro
             assert innocent.poll() is None
         finally:
             innocent.kill()
+
+
+@pytest.mark.parametrize("note", ['{{"parent": {pid}}}', '{{"parent": -1}}', "{{"])
+def test_a_process_that_changes_its_note_is_stopped_and_nobody_else(launcher: ProcessLauncher, note: str) -> None:
+    """What is written there is not believed: it is asked to end all the same, and a stranger is let be."""
+    program = """
+import os, signal, sys
+open(os.path.dirname(os.environ["POD_AUTH_FILE"]) + "/started.json", "w").write(sys.argv[1])
+print("begun", flush=True)
+signal.pause()
+"""
+    with subprocess.Popen(["sleep", "1000"]) as innocent:
+        try:
+            name = launcher.launch(python(program, note.format(pid=innocent.pid)))
+            wait_until(lambda: b"begun" in launcher.logs(name).data)
+            launcher.stop(name, 60)
+            assert innocent.poll() is None
+        finally:
+            innocent.kill()
+    assert "signal 15" in launcher.probe(name).reason
 
 
 def test_a_process_outlives_who_launched_it(tmp_path: Path) -> None:
@@ -479,13 +653,53 @@ def test_on_a_disk_that_becomes_full_it_is_only_not_known_how_a_process_ended(tm
         assert launcher.list() == []
 
 
-def test_a_damaged_note_hides_no_launch(launcher: ProcessLauncher) -> None:
-    """It is listed, for nobody, and goes when it is deleted."""
+@pytest.mark.parametrize("note", ["{", "[]", "pipe", '{"epoch": "' + "9" * 5000 + '"}', '{"epoch": "²"}', "9" * 5000])
+def test_a_damaged_note_hides_no_launch(launcher: ProcessLauncher, note: str) -> None:
+    """It is listed, for nobody, beside the others, and goes when it is deleted."""
     name = launcher.launch(python(PROGRAMS["waits"]))
-    (launcher._records.path(name) / "launch.json").write_text("{", encoding="utf-8")
-    assert [(each.name, each.owner, each.run, each.epoch) for each in launcher.list()] == [(name, "", "", 0)]
+    other = launcher.launch(python(PROGRAMS["waits"], epoch=2))
+    path = launcher._records.path(name) / "launch.json"
+    if note == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_text(note, encoding="utf-8")
+    assert [(each.name, each.run, each.epoch) for each in launcher.list()] == [(name, "", 0), (other, "r1", 2)]
     launcher.delete(name)
-    assert (launcher.list(), marked(launcher, name)) == ([], [])
+    assert [each.name for each in launcher.list()] == [other]
+    assert marked(launcher, name) == []
+
+
+def test_a_folder_that_is_shut_hides_and_keeps_nothing(tmp_path: Path, launcher: ProcessLauncher) -> None:
+    """As by the process itself: others are listed beside it, and it is ended, and goes."""
+    name = launcher.launch(python(PROGRAMS["waits"]))
+    other = launcher.launch(python(PROGRAMS["waits"], epoch=2))
+    shut = tmp_path.resolve() / "launched" / name
+
+    class Shut(Disk):
+        def _open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+            if path.parent == shut:
+                raise PermissionError(13, "Permission denied", str(path))
+            return super()._open(path, flags, mode)
+
+    outside = ProcessLauncher(tmp_path / "launched", disk=Shut())
+    assert [(each.name, each.run) for each in outside.list()] == [(name, ""), (other, "r1")]
+    assert outside.probe(name).phase is Phase.UNKNOWN
+    outside.delete(name)
+    assert [each.name for each in outside.list()] == [other]
+    assert marked(launcher, name) == []
+
+
+def test_what_is_deleted_while_it_is_listed_is_not_listed(tmp_path: Path, launcher: ProcessLauncher) -> None:
+    """And is not one for nobody."""
+    launcher.launch(python(PROGRAMS["ends"]))
+
+    class Deleting(Disk):
+        def read(self, path: Any) -> bytes:
+            shutil.rmtree(Path(path).parent)
+            return super().read(path)
+
+    assert ProcessLauncher(tmp_path / "launched", disk=Deleting()).list() == []
 
 
 # -- real runs --------------------------------------------------------------------------------------------------------
@@ -561,6 +775,173 @@ def test_a_launched_process_carries_its_run_out(tmp_path: Path, launcher: Proces
 # -- containers -------------------------------------------------------------------------------------------------------
 
 
+class Answering(BaseHTTPRequestHandler):
+    """One connection to an engine that has one container, which is not called as it was asked for."""
+
+    protocol_version = "HTTP/1.1"
+    server: "Pretending"
+
+    def setup(self) -> None:
+        """Be counted."""
+        super().setup()
+        with self.server.changed:
+            self.server.connections += 1
+            told = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            self.server.processes.add(struct.unpack("3i", told)[0])
+            self.server.changed.notify_all()
+
+    def do_GET(self) -> None:
+        """Answer when as many have come as are waited for."""
+        with self.server.changed:
+            self.server.changed.wait_for(lambda: self.server.connections >= self.server.awaited)
+        found = {"Name": "/other", "Config": {"Labels": {"holdfast.pod": "p"}}, "State": {"Status": "running"}}
+        body = json.dumps({"ApiVersion": "1.41"} if self.path == "/version" else found).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+class Pretending(ThreadingMixIn, UnixStreamServer):
+    """What answers as an engine does."""
+
+    daemon_threads = True
+    block_on_close = False
+    connections = awaited = 0
+
+    def __init__(self, path: Path) -> None:
+        self.changed = threading.Condition()
+        self.processes = set[int]()  # that have connected
+        super().__init__(str(path), Answering)
+
+
+@pytest.fixture
+def pretending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretending]:
+    """An engine that is none, at ``unix://engine`` of the folder that this is in."""
+    monkeypatch.chdir(tmp_path)
+    with Pretending(Path("engine")) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_container_is_not_found_by_its_id(tmp_path: Path, pretending: Pretending) -> None:
+    """An engine takes the beginning of an id for a name, and one that begins with a letter can be that of a launch."""
+    with closing(DockerLauncher(tmp_path / "launched", pod="p", url=f"unix://{tmp_path}/engine")) as launcher:
+        assert launcher.probe("f8cc14c329cb") == Probe(Phase.GONE)
+        launcher.delete("f8cc14c329cb")
+    assert pretending.connections > 0
+
+
+FORKS = """
+import os, sys
+from holdfast.launchers.docker import DockerLauncher
+launcher = DockerLauncher("launched", pod="p", url=sys.argv[1])
+print(launcher.probe("f0").phase, flush=True)
+if os.fork() == 0:
+    print(launcher.probe("f0").phase, flush=True)
+    os._exit(0)
+os.wait()
+print(launcher.probe("f0").phase, flush=True)
+launcher.close()
+"""
+
+
+def test_a_forked_process_has_connections_of_its_own(tmp_path: Path, pretending: Pretending) -> None:
+    """Or one would have the answers to the other's questions."""
+    url = f"unix://{tmp_path}/engine"
+    done = subprocess.run([sys.executable, "-c", FORKS, url], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "gone\ngone\ngone\n"
+    assert len(pretending.processes) == 2
+
+
+def test_one_to_whom_an_engine_does_not_answer_keeps_nobody_waiting(tmp_path: Path, pretending: Pretending) -> None:
+    """All ask it at the same time; what the first of them opened is kept."""
+    pretending.awaited = 4
+    with closing(DockerLauncher(tmp_path / "launched", pod="p", url=f"unix://{tmp_path}/engine")) as launcher:
+        with ThreadPoolExecutor(4) as pool:
+            probes = [pool.submit(launcher.probe, "f0") for _ in range(4)]
+            assert [each.result() for each in probes] == [Probe(Phase.GONE)] * 4
+        assert len(launcher._opened) == 1
+
+
+@pytest.mark.parametrize("url", ["http://[bad", "tcp://127.0.0.1:notaport"])
+def test_where_no_engine_can_be_is_said(tmp_path: Path, url: str) -> None:
+    """It is no use to ask again."""
+    launcher = DockerLauncher(tmp_path / "launched", pod="p", url=url)
+    with pytest.raises(InvalidError, match="is not where an engine can be"):
+        launcher.list()
+    assert launcher.probe("f0").phase is Phase.UNKNOWN
+
+
+Entries = list[tuple[int, str, bytes]]
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> Entries:
+    """Return entries of two outputs whose times need not grow: a clock may be put back. Long lines have parts."""
+    lines = {output: draw(st.lists(st.integers(1, 4), max_size=6)) for output in (1, 2)}
+    left = {
+        output: [each for each, parts in enumerate(counts) for _ in range(parts)] for output, counts in lines.items()
+    }
+    found: Entries = []
+    while any(left.values()):
+        output = draw(st.sampled_from([each for each in left if left[each]]))
+        number = left[output].pop(0)
+        found.append((output, f"2026-01-0{9 - number}T00:00:0{output}Z", b"%d;" % len(found)))
+    return found
+
+
+@given(entries=logs(), kept=st.integers(0, 30), size=st.integers(1, 12), tail=st.integers(1, 4))
+@settings(max_examples=200)
+def test_a_log_of_an_engine_is_read_on_wherever_its_last_entry_is(
+    entries: Entries, kept: int, size: int, tail: int
+) -> None:
+    """Each entry comes once and in order while more are written, however little is looked at, or comes, at once."""
+    looked: list[int] = []
+
+    def engine(_: object, __: str, wanted: int | None) -> Generator[tuple[int, str, bytes]]:
+        looked.append(0)
+        for each in there if wanted is None else there[-wanted:]:
+            looked[-1] += 1
+            yield each
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docker, "_entries", engine)
+        patch.setattr(docker, "_TAILS", (tail, 4 * tail, None))
+        patch.setattr(docker, "_LOG_BYTES", size)
+        found, after = b"", ""
+        for count in sorted({min(kept, len(entries)), len(entries)}):
+            there = entries[:count]
+            while (part := logged(after)).data:
+                found, after = found + part.data, part.after
+                assert len(found) <= sum(len(text) for _, _, text in there)
+        assert found == b"".join(text for _, _, text in entries)
+        looked.clear()
+        assert logged(after).data == b""
+        if len({time for _, time, _ in entries[-tail:]}) > 1:
+            assert sum(looked) <= 5 * tail or len(entries) <= 4 * tail
+
+
+def logged(after: str) -> Logs:
+    """Return what a launcher reads from the log of the engine that is pretended."""
+    launcher = DockerLauncher("launched", pod="p")
+    launcher._opened[os.getpid()] = Present()
+    return launcher.logs("f0", after)
+
+
+class Present:
+    """What speaks to an engine that has each container."""
+
+    def inspect_container(self, name: str) -> dict[str, Any]:
+        """Return one."""
+        return {"Name": f"/{name}", "Config": {"Labels": {"holdfast.pod": "p"}}, "State": {"Status": "running"}}
+
+
 @pytest.fixture
 def engine(pytestconfig: pytest.Config) -> Engine:
     """The container engine of the tests."""
@@ -592,10 +973,11 @@ def write(path):
 def limit(name):
     return open("/sys/fs/cgroup/" + name).read().strip() if os.path.exists("/sys/fs/cgroup/" + name) else None
 print(json.dumps({
-    "environ": {each: os.environ[each] for each in os.environ if each.startswith(("POD", "HO"))} ,
+    "environ": {each: os.environ[each] for each in os.environ if each.upper().startswith(("POD", "HO", "HTTP"))},
     "caps": status["CapEff"] + status["CapPrm"] + status["CapBnd"], "gains": status["NoNewPrivs"],
     "user": [os.getuid(), os.getgid()], "first": open("/proc/1/comm").read().strip(),
     "auth": open(os.environ["POD_AUTH_FILE"]).read(), "secret": os.environ.get("SECRET"),
+    "shared": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
     "writes": {path: write(path) for path in ("/x", "/usr/x", "/tmp/x", os.environ["POD_AUTH_FILE"],
         "/run/holdfast/x", "/run/holdfast/snapshots/s1/x")},
     "memory": limit("memory/memory.limit_in_bytes") or limit("memory.max"),
@@ -610,6 +992,8 @@ def test_a_container_can_write_its_snapshots_and_nothing_else(
 ) -> None:
     """It has no capabilities and gains none, is who launched it, and has limits and a process to look after it."""
     monkeypatch.setenv("SECRET", "of the server")
+    (tmp_path / "config.json").write_text('{"proxies": {"default": {"httpProxy": "http://me:secret@127.0.0.1:9"}}}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     spec = contained(INSIDE, snapshots=tmp_path / "s1", limits=Limits(memory_bytes=2**26, processes=20, cpus=0.5))
     found = said(docking, spec)
     found["environ"].pop("HOSTNAME", None)
@@ -630,6 +1014,7 @@ def test_a_container_can_write_its_snapshots_and_nothing_else(
         "memory": str(2**26),
         "processes": "20",
         "secret": None,
+        "shared": 2**26,
         "user": [os.getuid(), os.getgid()],
         "writes": {
             "/x": "Read-only file system",
@@ -643,6 +1028,60 @@ def test_a_container_can_write_its_snapshots_and_nothing_else(
     assert (tmp_path / "s1" / "x").read_text() == "x"
     auth = tmp_path / "launched" / spec.name / "auth.json"
     assert oct(auth.stat().st_mode) == "0o100400"
+
+
+@containers
+def test_an_image_with_volumes_is_refused(docking: DockerLauncher, engine: Engine) -> None:
+    """What it writes there would be on the machine's disk, as much as it likes."""
+    text = f"FROM {Engine.image}\nVOLUME /data\nVOLUME /tmp\n".encode()
+    file = tarfile.TarInfo("Dockerfile")
+    file.size = len(text)
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        archive.addfile(file, io.BytesIO(text))
+    with engine.client() as client:
+        list(client.build(fileobj=io.BytesIO(context.getvalue()), custom_context=True, tag="voluminous", rm=True))
+        spec = contained(PROGRAMS["waits"], image="voluminous")
+        with pytest.raises(InvalidError, match=r"image 'voluminous' has volumes \(/data\)") as caught:
+            docking.launch(spec)
+        assert docking.probe(spec.name) == Probe(Phase.FAILED, str(caught.value))
+        assert client.containers(all=True) == []
+        assert client.volumes()["Volumes"] in ([], None)
+
+
+@containers
+def test_a_program_that_is_not_in_the_image_is_said_to_be_missing(docking: DockerLauncher) -> None:
+    """It is looked for in the container, when that is started."""
+    name = docking.launch(replace(contained(""), command=("/missing",)))
+    wait_until(lambda: docking.probe(name).phase is not Phase.RUNNING)
+    assert docking.probe(name) == Probe(
+        Phase.FAILED, "it ended with exit code 127: its program is not in the image, perhaps"
+    )
+
+
+@containers
+def test_who_deletes_what_others_delete_or_launch_hears_of_no_error(docking: DockerLauncher, engine: Engine) -> None:
+    """All delete it and it is gone; what loses its container before it is started gets another."""
+    spec = contained(PROGRAMS["waits"])
+    for _ in range(5):
+        docking.launch(spec)
+        with ThreadPoolExecutor(8) as pool:
+            for each in [pool.submit(docking.delete, spec.name) for _ in range(8)]:
+                each.result()
+        assert docking.probe(spec.name) == Probe(Phase.GONE)
+    speaks = docking._opened[os.getpid()]
+    start, lost = speaks.start, list[str]()
+
+    def lose(name: str) -> None:
+        if not lost:
+            lost.append(name)
+            speaks.remove_container(name)
+        start(name)
+
+    speaks.start = lose
+    assert docking.launch(spec) == spec.name
+    assert lost == [spec.name]
+    assert docking.probe(spec.name) == Probe(Phase.RUNNING)
 
 
 @containers
@@ -750,9 +1189,10 @@ def test_while_the_engine_is_away_nothing_is_known_and_afterwards_all_is(
 
 @containers
 def test_the_containers_of_others_are_let_be(tmp_path: Path, docking: DockerLauncher, engine: Engine) -> None:
-    """Those of another Pod, and what nobody launched, even if it has the name."""
+    """Those of another Pod, and what nobody launched, even if it has the name, or the label."""
     spec = contained(PROGRAMS["waits"])
-    with closing(DockerLauncher(tmp_path / "2", pod="another", url=engine.url)) as other:
+    with closing(DockerLauncher(tmp_path / "2", pod="another", url=engine.url)) as other, engine.client() as client:
+        client.create_container(engine.image, ["true"], name="By_Hand", labels={"holdfast.pod": tmp_path.name})
         other.launch(spec)
         try:
             assert docking.list() == []
@@ -765,6 +1205,7 @@ def test_the_containers_of_others_are_let_be(tmp_path: Path, docking: DockerLaun
             assert other.probe(spec.name) == Probe(Phase.RUNNING)
         finally:
             other.delete(spec.name)
+            client.remove_container("By_Hand")
 
 
 @containers
@@ -791,6 +1232,56 @@ for number in range(100):
     assert [int(each) for each in re.findall(rb"<(\d+)>", found)] == list(range(100))
     assert re.sub(rb"<\d+>", b"", found) == long + b"".join(b"%d|" % number for number in range(100))
     assert docking.logs(name, after) == Logs(b"", after)
+
+
+WRITES = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+for count in map(int, sys.argv[1:]):
+    for number in range(count):
+        print("%06d" % number)
+    print("written", flush=True)
+    signal.sigwait([signal.SIGUSR1])
+"""
+
+
+@containers
+def test_what_a_container_writes_when_its_clock_was_put_back_is_read(docking: DockerLauncher, engine: Engine) -> None:
+    """As if the first entries had been written an hour later than they were."""
+    name = docking.launch(contained(WRITES, "1", "1"))
+    wait_until(lambda: b"written" in docking.logs(name).data)
+    with engine.client() as client:
+        (log,) = engine.folder.glob(f"data-root/containers/{client.inspect_container(name)['Id']}/*-json.log")
+        with log.open("r+", encoding="utf-8") as file:  # which the engine has open
+            text = file.read()
+            file.seek(0)
+            file.write(re.sub(r'"time":"\d{4}', '"time":"2099', text))
+        part = docking.logs(name)
+        assert part.data == b"000000\nwritten\n"
+        client.kill(name, "SIGUSR1")
+    wait_until(lambda: docking.logs(name).data.count(b"written") == 2)
+    assert docking.logs(name, part.after).data == b"000000\nwritten\n"
+
+
+@containers
+def test_when_the_engine_has_let_go_of_what_was_read_last_all_that_it_has_comes(
+    docking: DockerLauncher, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written between is lost, and nothing else."""
+    monkeypatch.setitem(docker._LOGGING["Config"], "max-size", "20k")
+    name = docking.launch(contained(WRITES, "10", "3000"))
+    wait_until(lambda: b"written" in docking.logs(name).data)
+    part = docking.logs(name)
+    assert part.data.count(b"\n") == 11
+    with engine.client() as client:
+        client.kill(name, "SIGUSR1")
+    wait_until(lambda: b"002999\nwritten\n" in docking.logs(name).data)
+    rest = docking.logs(name, part.after).data
+    assert rest == docking.logs(name).data
+    lines = rest.splitlines()
+    first = int(lines[0])
+    assert first > 1000
+    assert lines == [b"%06d" % number for number in range(first, 3000)] + [b"written"]
 
 
 CONTAIN = (
@@ -829,11 +1320,12 @@ def test_who_launches_a_container_may_die_on_any_line(
 
 
 @containers
-@pytest.mark.timeout(600)  # packages may have to be fetched
 def test_a_run_goes_on_as_a_container_of_the_projects_own_image(
-    tmp_path: Path, docking: DockerLauncher, engine: Engine
+    tmp_path: Path, docking: DockerLauncher, engine: Engine, is_full: bool
 ) -> None:
     """Built from wheels without a network; it finds the variables and the snapshot that a process left."""
+    if not is_full:
+        pytest.skip("the image is built for the runs that a server launches; once more with --full")
     home, image = tmp_path / "runs", build_image(tmp_path / "build", engine)
     (tmp_path / "counter.py").write_text(PLUGIN, encoding="utf-8")
     beside = ProcessLauncher(tmp_path / "processes", cwd=tmp_path)

@@ -27,8 +27,7 @@ from typing import Any, Final, cast
 from holdfast.disk import BusyError, Disk, ExistsError, MissingError, StrPath
 from holdfast.errors import DeniedError, HoldfastError, InvalidError, UnavailableError
 from holdfast.launchers import AUTH, ENDED, LAUNCH, LAUNCHING
-from holdfast.runs import Launched, LaunchSpec, Phase, Probe, check_launch_name, launch_name
-from holdfast.values import item_id, shown
+from holdfast.runs import Launched, LaunchSpec, Phase, Probe, check_launch_name, check_launch_spec, launch_name
 
 _WAIT_S: Final = 30.0
 _ATTEMPTS: Final = 16
@@ -70,7 +69,7 @@ class Records:
             raise UnavailableError(f"launch {spec.name!r} is deleted again and again: launch it later", name=spec.name)
         with lock:
             try:
-                _check(spec)
+                check_launch_spec(spec)
                 yield path
             except HoldfastError as exc:
                 if not isinstance(exc, UnavailableError):
@@ -165,31 +164,6 @@ def launched(name: str, facts: Mapping[str, object]) -> Launched:
     owner, state, run, epoch = (str(facts.get(each, "")) for each in ("owner", "state", "run", "epoch"))
     is_epoch = epoch.isdecimal() and len(epoch) <= _EPOCH_DIGITS
     return Launched(name=name, owner=owner, state=state, run=run, epoch=int(epoch) if is_epoch else 0)
-
-
-def _check(spec: LaunchSpec) -> None:
-    """Accept what a process, or a container, can be told.
-
-    Raises:
-        InvalidError: A text has a NUL, or what no encoding has; an id, or a name in the environment, is none.
-    """
-    for what, id_ in (("run", spec.run), ("plugin state", spec.state)):
-        if item_id.fullmatch(id_) is None:
-            raise InvalidError(f"{spec.name!r} cannot be launched: {shown(id_)} is the id of no {what}")
-    told = {"auth": spec.auth, "address": spec.address, "owner": spec.owner}
-    told |= {f"part {number} of the command": text for number, text in enumerate(spec.command, 1)}
-    for name, value in spec.environment.items():
-        told |= {f"a name in the environment, {shown(name)},": name, f"{shown(name)} in the environment": value}
-        if not name or "=" in name:
-            message = f"{spec.name!r} cannot be launched: {shown(name)} is no name in an environment"
-            raise InvalidError(message)
-    for what, text in told.items():
-        try:
-            is_text = b"\0" not in os.fsencode(text)
-        except UnicodeEncodeError:
-            is_text = False
-        if not is_text:  # not shown: it may be what opens the Pod
-            raise InvalidError(f"{spec.name!r} cannot be launched: {what} holds a NUL, or what is no text")
 
 
 def environment_of(spec: LaunchSpec, passed: Sequence[str], auth: str | None) -> dict[str, str]:

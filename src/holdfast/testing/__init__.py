@@ -23,13 +23,26 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from holdfast.testing.contract import StoreContract
     from holdfast.testing.fakes import Dog, FakeClock, JsonStore, MemoryStore
+    from holdfast.testing.launching import FakeLauncher, LauncherContract
     from holdfast.testing.machine import StoreMachine
 
-__all__ = ["Dog", "FakeClock", "JsonStore", "MemoryStore", "StoreContract", "StoreMachine"]
+__all__ = [
+    "Dog",
+    "FakeClock",
+    "FakeLauncher",
+    "JsonStore",
+    "LauncherContract",
+    "MemoryStore",
+    "StoreContract",
+    "StoreMachine",
+]
 
 
-_SUITES: Final = {"StoreContract": "contract", "StoreMachine": "machine"}
-"""The module of this package that each suite is in; fakes are in one."""
+_SUITES: Final = {"LauncherContract": "launching", "StoreContract": "contract", "StoreMachine": "machine"}
+"""The module of this package that each suite is in."""
+
+_FAKES: Final = {"FakeLauncher": "launching"}
+"""The module that a fake is in which is not where the others are."""
 
 
 def __getattr__(name: str) -> object:
@@ -45,4 +58,4 @@ def __getattr__(name: str) -> object:
 
         suites = [f"{__name__}.{module}" for module in _SUITES.values()]
         pytest.register_assert_rewrite(*(suite for suite in suites if suite not in sys.modules))
-    return getattr(import_module(f"{__name__}.{_SUITES.get(name, 'fakes')}"), name)
+    return getattr(import_module(f"{__name__}.{(_SUITES | _FAKES).get(name, 'fakes')}"), name)

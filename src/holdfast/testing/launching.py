@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -25,6 +26,7 @@ from holdfast.runs import (
     Phase,
     Probe,
     check_launch_name,
+    check_launch_spec,
 )
 
 PROGRAMS: Final[Mapping[str, str]] = {
@@ -114,7 +116,7 @@ class LauncherContract:
         assert launcher.logs(name).data == b"begun\n"
 
     def test_what_is_not_there_is_not_launched(self, launcher: Launcher) -> None:
-        """It is an error that names it, `probe` says the same, and it may be launched when it has come."""
+        """It is an error that names it, `probe` says the same, it is listed, and may be launched when it has come."""
         import pytest  # here, for the double beside this needs none
 
         spec = self.spec("missing")
@@ -122,6 +124,7 @@ class LauncherContract:
             with pytest.raises(NotFoundError, match="missing") as caught:
                 launcher.launch(spec)
             assert launcher.probe(spec.name) == Probe(Phase.FAILED, str(caught.value))
+            assert [each.name for each in launcher.list()] == [spec.name]
         assert launcher.launch(self.spec("waits")) == spec.name
         assert launcher.probe(spec.name) == Probe(Phase.RUNNING)
 
@@ -183,12 +186,31 @@ class LauncherContract:
                 with pytest.raises(InvalidError, match="names no launch"):
                     call(name)
 
+    def test_what_cannot_be_told_a_run_is_refused(self, launcher: Launcher) -> None:
+        """It is an error that says what it is, and does not show what opens the Pod; nothing is launched."""
+        import pytest  # as above
+
+        spec = self.spec("waits")
+        for wrong, message in (
+            (replace(spec, environment={"A": "\0"}), "'A' in the environment holds a NUL"),
+            (replace(spec, environment={"A": "\ud800"}), "'A' in the environment holds"),
+            (replace(spec, environment={"A=B": "C"}), "'A=B' is no name in an environment"),
+            (replace(spec, auth="secret\ud800"), "auth holds a NUL, or what is no text$"),
+            (replace(spec, command=("a", "\0")), "part 2 of the command holds a NUL"),
+            (replace(spec, run="../r"), "'../r' is the id of no run"),
+        ):
+            with pytest.raises(InvalidError, match=message) as caught:
+                launcher.launch(wrong)
+            assert launcher.probe(spec.name) == Probe(Phase.FAILED, str(caught.value))
+        launcher.launch(spec)
+        assert launcher.probe(spec.name) == Probe(Phase.RUNNING)
+
     def test_nobody_reads_on_from_where_nobody_was(self, launcher: Launcher) -> None:
         """What was not said by an earlier part is refused."""
         import pytest  # as above
 
         name = launcher.launch(self.spec("waits"))
-        for after in ("x", "-1", "1.5", "²"):
+        for after in ("x", "-1", "1.5", "²", "9" * 25, "9" * 5000, "1/\n/1"):
             with pytest.raises(InvalidError, match="has nothing after"):
                 launcher.logs(name, after)
 
@@ -212,6 +234,7 @@ class FakeLauncher:
         self._lock = threading.RLock() if of is None else of._lock
         self.launched: dict[str, LaunchSpec] = {} if of is None else of.launched
         """What was started and not deleted, by name."""
+        self._refused: dict[str, LaunchSpec] = {} if of is None else of._refused
         self.calls: list[tuple[str, str]] = [] if of is None else of.calls
         """Which method was called for which name, ``("launch", "hf-…")``, in order."""
         self._probes: dict[str, Probe] = {} if of is None else of._probes
@@ -248,10 +271,15 @@ class FakeLauncher:
             does = spec.command[0] if spec.command else "waits"
             if spec.name in self.launched:
                 return spec.name
-            if does == "missing":
-                exc = NotFoundError("image 'missing' is not here", image="missing")
+            try:
+                check_launch_spec(spec)
+                if does == "missing":
+                    raise NotFoundError("image 'missing' is not here", image="missing")
+            except HoldfastError as exc:
+                self._refused[spec.name] = spec
                 self._probes[spec.name] = Probe(Phase.FAILED, str(exc))
-                raise exc
+                raise
+            self._refused.pop(spec.name, None)
             self.launched[spec.name] = spec
             self._written[spec.name] = b"begun\nended\n" if does == "ends" else b"begun\n"
             failed = Probe(Phase.FAILED, "it ended with exit code 3")
@@ -273,14 +301,14 @@ class FakeLauncher:
     def delete(self, name: str) -> None:
         """As `Launcher` says."""
         with self._called("delete", name):
-            for each in (self.launched, self._probes, self._written):
+            for each in (self.launched, self._refused, self._probes, self._written):
                 each.pop(name, None)
 
     def logs(self, name: str, after: str = "") -> Logs:
         """As `Launcher` says."""
         with self._called("logs", name):
             written = self._written.get(name, b"")
-            if after and not (after.isascii() and after.isdecimal()):
+            if after and not (after.isascii() and after.isdecimal() and len(after) < 19):
                 raise InvalidError(f"the log of {name!r} has nothing after {after!r}", name=name)
             return Logs(written[int(after or "0") :], str(len(written)) if written else after)
 
@@ -289,7 +317,7 @@ class FakeLauncher:
         with self._called("list"):
             return [
                 Launched(name=name, owner=spec.owner, state=spec.state, run=spec.run, epoch=spec.epoch)
-                for name, spec in sorted(self.launched.items())
+                for name, spec in sorted({**self.launched, **self._refused}.items())
             ]
 
     @contextmanager
