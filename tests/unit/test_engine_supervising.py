@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from holdfast.auth import Token
 from holdfast.engine.supervising import LAUNCH, Look, Supervisor
 from holdfast.errors import ConflictError, NotFoundError, UnavailableError
 from holdfast.pod import Pod
-from holdfast.runs import Launcher, LaunchSpec, Lease, Phase, Probe, Status
+from holdfast.runs import Launched, Launcher, LaunchSpec, Lease, Logs, Phase, Probe, Status
 from holdfast.store import (
+    AppendLog,
     Batch,
     ClaimLease,
+    DeleteItem,
     EndLease,
     ItemRow,
     MoveRun,
@@ -40,12 +43,16 @@ class Places:
     def __init__(self, store: Store, launcher: Launcher) -> None:
         self.store, self.launcher = store, launcher
         self.slots = 100
+        self.woken = 0
         self.waiting: list[Callable[[], None]] = []
         self.command: tuple[str, ...] = ("waits",)
 
-    def launchers(self) -> list[Launcher]:
-        """Return the one there is."""
-        return [self.launcher]
+    def listed(self) -> tuple[list[tuple[Launcher, Launched]], bool]:
+        """Return what the one there is has launched, if it says."""
+        try:
+            return [(self.launcher, each) for each in self.launcher.list()], True
+        except UnavailableError:
+            return [], False
 
     def launcher_for(self, image: str) -> Launcher:
         """Return the one there is, but for what is called nothing."""
@@ -76,12 +83,13 @@ class Places:
         """Yield the one Pod."""
         yield self.store
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], None], *, is_launch: bool) -> None:
         """Keep it for `Scene.work`."""
         self.waiting.append(work)
 
     def wake(self) -> None:
-        """Do nothing: a test looks when it wants to."""
+        """Count it: a test looks when it wants to."""
+        self.woken += 1
 
 
 class Scene:
@@ -166,7 +174,7 @@ def scene() -> Scene:
 def test_a_run_is_claimed_and_launched_with_a_token_of_its_own(scene: Scene) -> None:
     """The lease comes first: it is the note that the run is to be launched."""
     scene.run()
-    assert scene.supervisor.look(scene.store) == Look(next_ms=scene.clock.now_ms() + 15_000, live=1)
+    assert scene.supervisor.look(scene.store) == Look(next_ms=scene.clock.now_ms() + 15_000, live=1, begun=1)
     lease = scene.lease()
     assert (lease.run, lease.epoch, lease.holder.startswith(LAUNCH)) == ("r1", 1, True)
     assert lease.is_held(scene.clock.now_ms())
@@ -500,6 +508,78 @@ def test_no_more_runs_are_launched_than_there_are_places(scene: Scene) -> None:
     scene.end(lease, run="r1")
     scene.settle()
     assert scene.launched() == [("r0", 1), ("r2", 1)]
+
+
+def test_what_is_launched_in_vain_has_its_place_until_it_is_over(scene: Scene) -> None:
+    """Its run was aborted while an image is fetched: who does so again and again takes no more places."""
+    scene.places.slots = 1
+    scene.run()
+    scene.supervisor.look(scene.store)
+    scene.store.apply(Batch((EndLease("s1"), MoveRun("r1", Status.ABORTED))))
+    scene.run("r2", "s2")
+    assert scene.supervisor.look(scene.store) == Look(
+        next_ms=scene.clock.now_ms() + 5_000, live=1, begun=0, is_waiting=True
+    )
+    scene.settle()
+    assert scene.launched() == [("r2", 1)]
+
+
+def test_what_was_aborted_while_it_was_launched_is_ended_at_once(scene: Scene) -> None:
+    """Who launched it asks for another look."""
+    scene.run()
+    scene.supervisor.look(scene.store)
+    scene.store.apply(Batch((EndLease("s1"), MoveRun("r1", Status.ABORTED))))
+    scene.work()
+    assert scene.places.woken == 1
+    scene.settle()
+    assert scene.launched() == []
+
+
+def test_a_run_whose_plugin_state_was_deleted_is_an_error(scene: Scene) -> None:
+    """Only its user can mend that; it does not wait without a word."""
+    scene.run()
+    scene.store.apply(Batch((DeleteItem("s1"),)))
+    scene.settle()
+    assert scene.status() == "error"
+    assert scene.row().properties["error"] == (
+        "run 'r1' cannot be carried on: its plugin state was deleted; begin a new run"
+    )
+
+
+def test_of_a_flood_of_output_the_last_is_kept(scene: Scene) -> None:
+    """Without writing the rest to the Pod first."""
+    scene.run()
+    scene.settle()
+    lease = scene.begin()
+    scene.end(lease)
+    applied: list[Batch] = []
+    scene.launcher.logs = partial(_pages, 100)  # type: ignore[method-assign]
+    apply = scene.store.apply
+    scene.store.apply = lambda batch: (applied.append(batch), apply(batch))[1]  # type: ignore[method-assign]
+    scene.settle()
+    appended = [each for batch in applied for each in batch.operations if isinstance(each, AppendLog)]
+    assert (appended[0].start, appended[0].end, appended[-1].end, len(appended)) == ("6", "84", "100", 17)
+    assert scene.launched() == []
+
+
+def _pages(count: int, name: str, after: str = "") -> Logs:
+    """Return a page of a log with so many; the first has been read."""
+    del name
+    at = int(after or "6")
+    return Logs(b"x" * 2**20, str(at + 1 if at > 6 else 7)) if at < count else Logs(b"", after)
+
+
+def test_the_last_words_of_a_run_are_told_though_its_last_line_is_long(scene: Scene) -> None:
+    """Of a long line the end."""
+    scene.run()
+    for _ in range(3):
+        scene.settle()
+        scene.launcher.write(next(iter(scene.launcher.launched)), b"why\n" + b"x" * 5_000 + b"end\n")
+        die(scene)
+    error = str(scene.row().properties["error"])
+    assert "\nwhy\n" in error
+    assert error.endswith("xend")
+    assert len(error) <= 2_000
 
 
 def test_a_second_run_waits_for_the_plugin_state(scene: Scene) -> None:

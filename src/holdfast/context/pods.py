@@ -13,7 +13,8 @@ from holdfast.blobs import DiskBlobs
 from holdfast.context.addresses import Address
 from holdfast.context.settings import Settings
 from holdfast.disk import Disk
-from holdfast.errors import ConflictError, DamagedError, DeniedError, InvalidError, NotFoundError
+from holdfast.engine.stirring import is_stirring
+from holdfast.errors import ConflictError, DamagedError, DeniedError, HoldfastError, InvalidError, NotFoundError
 from holdfast.keys import (
     Envelope,
     Identity,
@@ -26,10 +27,26 @@ from holdfast.keys import (
     read_identity,
 )
 from holdfast.pod import Pod
-from holdfast.sql import Backup, Keyring, SqliteStore, back_up, restore, sharing_pod
+from holdfast.sql import Agenda, Backup, Keyring, SqliteStore, back_up, restore, sharing_pod
 from holdfast.sql.backup import ENVELOPE, FILES, Progress, examine, inspect
+from holdfast.store import Batch, Result
 
 _log: Final = logging.getLogger(__name__)
+
+
+class _NotingStore(SqliteStore):
+    """Tells a server of this home, if there is one, what it has to look at in this Pod."""
+
+    def __init__(self, path: Path, key: bytes, agenda: Agenda) -> None:
+        self._agenda = agenda
+        super().__init__(path, key)
+
+    def apply(self, batch: Batch) -> tuple[Result, ...]:
+        results = super().apply(batch)
+        if any(map(is_stirring, batch.operations)):
+            with suppress(HoldfastError):  # it was written; a server looks once a day in any case
+                self._agenda.wake(self.path.stem, self.now_ms())
+        return results
 
 
 class PodClient(Pod):
@@ -79,7 +96,8 @@ class PodClient(Pod):
         if address is None:
             path, key = unlock(self.settings, given)
             self._where = str(self.settings.home)
-            super().__init__(SqliteStore(path, key), files=files_of(self.settings, path.stem, key))
+            store = _NotingStore(path, key, Agenda(self.settings.keyring_path))
+            super().__init__(store, files=files_of(self.settings, path.stem, key))
             return
         from holdfast.remote import RemoteFiles, RemoteStore, make_pod  # start-up: for those whose Pod is elsewhere
 

@@ -22,28 +22,17 @@ from typing import Any, Final
 from holdfast.context.pods import files_of, unlock
 from holdfast.context.settings import Settings
 from holdfast.disk import Disk
+from holdfast.engine.stirring import is_stirring
 from holdfast.errors import DamagedError, DeniedError, HoldfastError, InvalidError, NotFoundError, UnavailableError
 from holdfast.keys import Identity, load_or_create_pod_key, read_envelope
 from holdfast.runs import Clock, SystemClock
 from holdfast.server.pods import Opener, OpenPod
 from holdfast.sql import Keyring, SqliteStore
 from holdfast.sql.grouping import GroupedStore
-from holdfast.store import (
-    AnswerQuestion,
-    Batch,
-    CreateItem,
-    DeleteItem,
-    EndLease,
-    MoveRun,
-    Operation,
-    ReleaseLease,
-    Result,
-    UpdateItem,
-)
+from holdfast.store import Batch, Result
 
 _log: Final = logging.getLogger(__name__)
 
-_STIRRING: Final = (AnswerQuestion, DeleteItem, EndLease, MoveRun, ReleaseLease, UpdateItem)
 _TURN_S: Final = 5.0
 """How long writers wait for renewals at most, which have a flush to wait for."""
 
@@ -245,15 +234,8 @@ class _Writing(SqliteStore):
             return super().apply_all(batches)
 
     def _stirred(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
-        is_stirring = any(_is_stirring(operation) for batch in batches for operation in batch.operations)
-        return self._stir() if is_stirring else nullcontext()
-
-
-def _is_stirring(operation: Operation) -> bool:
-    """Say whether a run may begin or end because of this."""
-    if isinstance(operation, CreateItem):
-        return operation.type in {"PluginRun", "Schedule"}
-    return isinstance(operation, _STIRRING)
+        stirs = any(is_stirring(operation) for batch in batches for operation in batch.operations)
+        return self._stir() if stirs else nullcontext()
 
 
 class _Renewing(SqliteStore):

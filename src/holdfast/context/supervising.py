@@ -14,23 +14,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydantic_core import to_json
 
 from holdfast.auth import seal
 from holdfast.context.settings import Settings
 from holdfast.engine.supervising import Supervisor
-from holdfast.errors import HoldfastError, NotFoundError
+from holdfast.errors import DamagedError, HoldfastError, NotFoundError, UnavailableError
 from holdfast.keys import read_identity
 from holdfast.launchers.docker import DockerLauncher
 from holdfast.launchers.process import RUN_PLUGIN, ProcessLauncher
 from holdfast.launchers.script import ScriptLauncher
-from holdfast.runs import Launcher, LaunchSpec, Lease, Limits
+from holdfast.runs import Launched, Launcher, LaunchSpec, Lease, Limits
 from holdfast.server.pods import OpenPods
 from holdfast.sql import Agenda
 from holdfast.store import ItemRow, Store
@@ -43,8 +43,13 @@ _PAUSE_S: Final = 0.25
 """Between two looks at least, however much is written; less, if the last ones took little: see `_PAUSES`."""
 _PAUSES: Final = 9
 """How many times as long as it looks the supervisor rests, so that it takes a tenth of a processor at most."""
-_LATER_MS: Final = 60_000
-"""When a Pod that could not be looked at is tried again."""
+_LATER_MS: Final = 5_000
+_MUCH_LATER_MS: Final = 60_000
+"""When a Pod that could not be looked at is tried again: one that was busy, and one that is locked or damaged."""
+_SILENT_S: Final = 30.0
+"""How long a launcher that did not answer is not asked for what it has launched."""
+_ENGINE_S: Final = 5.0
+"""How long a container engine may take to answer."""
 _THREADS: Final = 16
 _CLOSE_S: Final = 3.0
 
@@ -89,6 +94,11 @@ class Supervision:
         self._address = ""
         self._launchers = _launchers(settings, pod, launching)
         self._supervisors: dict[str, Supervisor] = {}
+        self._listed: tuple[Sequence[tuple[Launcher, Launched]], bool] = ((), False)
+        self._silent_until: dict[str, float] = {}
+        self._live: dict[str, int] = {}
+        self._begun_at: dict[str, float] = {}
+        self._waiting: set[str] = set()
         self._places = threading.BoundedSemaphore(_THREADS)
         self._threads: set[threading.Thread] = set()
         self._loop = threading.Thread(target=self._look_on, name="supervisor", daemon=True)
@@ -101,9 +111,6 @@ class Supervision:
     def start(self, address: str) -> None:
         """Begin to look; ``address`` is where runs find the server."""
         self._address = self._launching.address or address
-        for launcher in self._launchers.values():
-            with suppress(HoldfastError):  # it is asked again with each look
-                self._woken.update(each.owner for each in launcher.list())
         self._loop.start()
 
     def wake(self, owner: str) -> None:
@@ -142,13 +149,12 @@ class Supervision:
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
-        if self._loop.ident is not None:
-            self._loop.join()
         until = time.monotonic() + _CLOSE_S
         with self._changed:
-            threads = [*self._threads]
-        for thread in threads:  # who fetches an image is not waited for
-            thread.join(max(0.0, until - time.monotonic()))
+            threads = [self._loop, *self._threads]
+        for thread in threads:  # who fetches an image, or asks an engine that does not answer, is not waited for
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
         for launcher in self._launchers.values():
             if isinstance(launcher, DockerLauncher):
                 launcher.close()
@@ -156,32 +162,63 @@ class Supervision:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def _look_on(self) -> None:
+        self._list()
+        with self._changed:  # what was launched for them may be left over
+            self._woken.update(launch.owner for _, launch in self._listed[0] if launch.owner)
         while not self._is_over:
-            with self._changed:
-                woken, self._woken = self._woken, set()
             began = time.monotonic()
-            now_ms = self._pods.opener.now_ms()
-            due = dict[str, int]()
-            next_ms: int | None = None
+            next_ms, has_looked = None, False
             try:
-                due = dict(self._agenda.list_due(now_ms))
-                for owner in {*due, *woken}:
-                    if self._is_over:
-                        return
-                    self._look_at(owner, due[owner] if owner in due else self._agenda.wakes_of(owner))
-                next_ms = self._agenda.next_ms()
+                next_ms, has_looked = self._look_around()
             except HoldfastError as exc:
                 _log.error("supervision.failed", extra={"reason": str(exc)})
-            except Exception:  # noqa: BLE001 -- the supervisor's loop: whatever it was, other Pods are looked at
+            except Exception:  # noqa: BLE001 -- the supervisor's loop
                 _log.exception("supervision.failed")
             pause_s = min(_PAUSE_S, _PAUSES * (time.monotonic() - began))
             wait_s = _POLL_S
             if next_ms is not None:
                 wait_s = min(_POLL_S, max(_PAUSE_S, (next_ms - self._pods.opener.now_ms()) / 1000))
             with self._changed:
-                if due or woken:
+                if has_looked:
                     self._changed.wait_for(lambda: self._is_over, pause_s)
                 self._changed.wait_for(lambda: self._is_over or self._woken, wait_s)
+
+    def _look_around(self) -> tuple[int | None, bool]:
+        """Look at all Pods that are due; return when the next one is, and whether there were any."""
+        with self._changed:
+            woken, self._woken = self._woken, set()
+        try:
+            due = self._agenda.list_due(self._pods.opener.now_ms())
+        except BaseException:
+            with self._changed:
+                self._woken |= woken
+            raise
+        # Who has waited for a place for longest comes first; then who is due, the one that was so for longest first.
+        waiting = sorted(self._waiting, key=lambda each: self._begun_at.get(each, 0)) if due or woken else []
+        owners = [*dict.fromkeys((*waiting, *due, *woken))]
+        if owners:
+            self._list()
+        for owner in owners:
+            if self._is_over:
+                break
+            self._look_at(owner, due[owner] if owner in due else self._agenda.wakes_of(owner))
+        return self._agenda.next_ms(), bool(owners)
+
+    def _list(self) -> None:
+        """Ask all launchers what they have launched; not one that has kept everybody waiting shortly before."""
+        found: list[tuple[Launcher, Launched]] = []
+        is_complete = True
+        for kind, launcher in self._launchers.items():
+            if time.monotonic() < self._silent_until.get(kind, 0):
+                is_complete = False
+                continue
+            try:
+                found += [(launcher, each) for each in launcher.list()]
+            except HoldfastError as exc:
+                is_complete = False
+                self._silent_until[kind] = time.monotonic() + _SILENT_S
+                _log.warning("launches.not_listed", extra={"launcher": kind, "reason": str(exc)})
+        self._listed = found, is_complete
 
     def _look_at(self, owner: str, wakes: int) -> None:
         try:
@@ -190,16 +227,25 @@ class Supervision:
                 if supervisor is None:
                     supervisor = self._supervisors[owner] = self._supervisor(owner)
                 look = supervisor.look(use.pod.store)
-            next_ms, live = look.next_ms, look.live
-        except HoldfastError as exc:
-            _log.warning("pod.not_looked_at", extra={"owner": owner, "reason": str(exc)})
-            next_ms, live = self._pods.opener.now_ms() + _LATER_MS, 0
+        except Exception as exc:  # noqa: BLE001 -- whatever is in one Pod, others are looked at
+            is_ours = isinstance(exc, HoldfastError)
+            _log.warning("pod.not_looked_at", extra={"owner": owner, "reason": str(exc)}, exc_info=not is_ours)
+            is_busy = isinstance(exc, UnavailableError) and not isinstance(exc, DamagedError)
+            next_ms: int | None = self._pods.opener.now_ms() + (_LATER_MS if is_busy else _MUCH_LATER_MS)
+            self._waiting.discard(owner)
+        else:
+            next_ms, self._live[owner] = look.next_ms, look.live
+            if look.begun:
+                self._begun_at[owner] = time.monotonic()
+            (self._waiting.add if look.is_waiting else self._waiting.discard)(owner)
         with self._changed:
             # What is being written, or was since the look began, may not have been seen: it stays noted.
             is_stirring = self._stirring[owner] > 0 or owner in self._woken
             if not is_stirring:
                 self._noted.discard(owner)
-        self._agenda.put(owner, self._pods.opener.now_ms() if is_stirring else next_ms, live, wakes=wakes)
+                del self._stirring[owner]
+        next_ms = self._pods.opener.now_ms() if is_stirring else next_ms
+        self._agenda.put(owner, next_ms, self._live.get(owner, 0), wakes=wakes)
 
     def _supervisor(self, owner: str) -> Supervisor:
         opener = self._pods.opener
@@ -214,9 +260,9 @@ class Supervision:
 
     # -- what a supervisor asks for -----------------------------------------------------------------------------------
 
-    def launchers(self) -> Sequence[Launcher]:
-        """Return all that may have launched something."""
-        return [*self._launchers.values()]
+    def listed(self) -> tuple[Sequence[tuple[Launcher, Launched]], bool]:
+        """Return what all launchers have launched, as of the beginning of this look around."""
+        return self._listed
 
     def launcher_for(self, owner: str, image: str) -> Launcher:
         """Return what launches runs with this image for an owner.
@@ -265,9 +311,17 @@ class Supervision:
         )
 
     def free(self, owner: str, live: int) -> int:
-        """Return how many runs may be launched for an owner who has ``live`` ones."""
-        others = self._agenda.live_of_others(owner)
-        return min(self._settings.max_runs_per_owner - live, self._settings.max_runs - live - others)
+        """Return how many runs may be launched for an owner who has ``live`` ones.
+
+        A place is for who has waited for one for longer, if somebody has: for whom none was begun since.
+        """
+        room = self._settings.max_runs - live - self._agenda.live_of_others(owner)
+        begun_at = self._begun_at.get(owner, 0)
+        before = [each for each in self._waiting if each != owner and self._begun_at.get(each, 0) < begun_at]
+        if 0 < room <= len(before):
+            with self._changed:  # in the next look around they come before this one
+                self._woken.update(before)
+        return min(self._settings.max_runs_per_owner - live, room - len(before))
 
     @contextmanager
     def open(self, owner: str) -> Generator[Store]:
@@ -275,17 +329,21 @@ class Supervision:
         with self._pods.open(owner, None) as use:
             yield use.pod.store
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Do ``work`` in a thread of its own; nothing once the server ends: the next one finds what is to be done."""
-        thread = threading.Thread(target=self._work, args=(work,), name="launching", daemon=True)
+    def submit(self, work: Callable[[], None], *, is_launch: bool) -> None:
+        """Do ``work`` in a thread of its own; nothing once the server ends: the next one finds what is to be done.
+
+        There are as many launches as there may be runs; all else waits for one of a few places.
+        """
+        places = nullcontext() if is_launch else self._places
+        thread = threading.Thread(target=self._work, args=(work, places), name="launching", daemon=True)
         with self._changed:
             if not self._is_over:
                 self._threads.add(thread)
                 thread.start()
 
-    def _work(self, work: Callable[[], None]) -> None:
+    def _work(self, work: Callable[[], None], places: AbstractContextManager[Any]) -> None:
         try:
-            with self._places:
+            with places:
                 if not self._is_over:
                     work()
         finally:
@@ -300,8 +358,8 @@ class _Places:
     of: Supervision
     owner: str
 
-    def launchers(self) -> Sequence[Launcher]:
-        return self.of.launchers()
+    def listed(self) -> tuple[Sequence[tuple[Launcher, Launched]], bool]:
+        return self.of.listed()
 
     def launcher_for(self, image: str) -> Launcher:
         return self.of.launcher_for(self.owner, image)
@@ -315,8 +373,8 @@ class _Places:
     def open(self) -> AbstractContextManager[Store]:
         return self.of.open(self.owner)
 
-    def submit(self, work: Callable[[], None]) -> None:
-        self.of.submit(work)
+    def submit(self, work: Callable[[], None], *, is_launch: bool) -> None:
+        self.of.submit(work, is_launch=is_launch)
 
     def wake(self) -> None:
         self.of.wake(self.owner)
@@ -331,5 +389,6 @@ def _launchers(settings: Settings, pod: str, launching: Launching) -> dict[str, 
         "script": ScriptLauncher(folders["script"], launching.scripts),
     }
     if launching.kind == "docker" or folders["docker"].is_dir():
-        found["docker"] = DockerLauncher(folders["docker"], pod=pod, network=launching.network)
+        network = launching.network
+        found["docker"] = DockerLauncher(folders["docker"], pod=pod, network=network, timeout_s=_ENGINE_S)
     return found

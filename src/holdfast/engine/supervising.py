@@ -31,13 +31,13 @@ from typing import Final, Protocol
 
 from holdfast.engine.claiming import Sealing, claim_for, token_for
 from holdfast.engine.finding import list_unfinished
-from holdfast.engine.owning import find_state
+from holdfast.engine.owning import check_state, find_state
 from holdfast.engine.runner import WORKING, storable
 from holdfast.engine.schedules import run_schedules, schedule_from
 from holdfast.errors import ConflictError, HoldfastError, InvalidError, NotFoundError, UnavailableError
 from holdfast.plugins.stateful import ONCE
 from holdfast.pod import Pod
-from holdfast.runs import Launched, Launcher, LaunchSpec, Lease, Phase, Status, status_of
+from holdfast.runs import Launched, Launcher, LaunchSpec, Lease, Logs, Phase, Status, status_of
 from holdfast.store import (
     AppendLog,
     Batch,
@@ -69,19 +69,25 @@ _AGAIN_MS: Final = 5_000
 """After so long something is tried again that a launcher did not do, or that nobody had a place for."""
 _EXPIRE_MS: Final = 3_600_000
 _DAY_MS: Final = 24 * 3_600_000
-_MAX_PARTS: Final = 16
-"""How many parts of a log are brought at once: one that is written without end keeps nothing else waiting."""
+_KEPT_PARTS: Final = 17
+"""How many parts, of about 1 MiB each, a log has that is kept as long as it may be."""
+_MAX_PARTS: Final = 4096
+"""How many parts of a log are read at once: one that is written without end keeps nothing else waiting."""
 _BACKOFF_MS: Final = 5_000
 _MAX_BACKOFF_MS: Final = 300_000
 _LAST_LINES: Final = 20
 _MAX_ERROR: Final = 2_000
+_MAX_LINE: Final = 500
 
 
 class Places(Protocol):
     """Where runs are launched: what is outside of the Pod, as who has opened it tells."""
 
-    def launchers(self) -> Sequence[Launcher]:
-        """Return all that may have launched something."""
+    def listed(self) -> tuple[Sequence[tuple[Launcher, Launched]], bool]:
+        """Return what is launched, by which launcher, and whether all of them have answered.
+
+        As of some moment since the look began, or before.
+        """
         ...
 
     def launcher_for(self, image: str) -> Launcher:
@@ -104,8 +110,8 @@ class Places(Protocol):
         """Yield the Pod, for another thread."""
         ...
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Do ``work``, which raises nothing, in a thread of its own."""
+    def submit(self, work: Callable[[], None], *, is_launch: bool) -> None:
+        """Do ``work``, which raises nothing, in another thread; a launch may take as long as it likes."""
         ...
 
     def wake(self) -> None:
@@ -119,11 +125,15 @@ class Look:
 
     Attributes:
         next_ms: When to look again, if nobody writes before; None: never.
-        live: How many launched runs hold a lease.
+        live: How many launched runs hold a lease, and how many are being launched that do not any more.
+        begun: How many runs it has begun.
+        is_waiting: There are runs that nobody had a place for.
     """
 
     next_ms: int | None
     live: int
+    begun: int = 0
+    is_waiting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +227,10 @@ class Supervisor:
             times.append(now_ms + (_SHIP_MS if key in current else _AGAIN_MS))
             work = self._ship if key in current else self._clean
             self._do(("launch", launch.name), partial(work, launcher, launch))
-        live, waiting = 0, list[_Run]()
+        with self._lock:
+            begun = {key[1:] for key in self._busy if key[0] == "begin"}
+        # An image is fetched to its end, whatever becomes of the run: meanwhile it has its place.
+        live, waiting = len(begun - current), list[_Run]()
         for run in runs:
             lease, own = run.lease, run.own_lease
             if own is not None and own.is_held(now_ms):
@@ -234,32 +247,27 @@ class Supervisor:
                 self._do(("lost", run.row.id), partial(self._give_up, run, listed))
             elif run.status in _WAITING:
                 waiting.append(run)
-        free = self._places.free(live)
-        for run in sorted(waiting, key=lambda each: each.row.server_modified_ms):
-            if run.retry_ms > now_ms:
-                times.append(run.retry_ms)
-            elif free <= 0:
+        ready = [run for run in waiting if run.retry_ms <= now_ms]
+        times += [run.retry_ms for run in waiting if run.retry_ms > now_ms]
+        free = self._places.free(live) if ready else 0
+        count = 0
+        for run in sorted(ready, key=lambda each: each.row.server_modified_ms):
+            if count >= free:
                 times.append(now_ms + _AGAIN_MS)
-            elif self._begin(store, run):
-                free, live = free - 1, live + 1
-                times.append(now_ms + self._lease_ms // 4)
-        return Look(next_ms=min((each for each in times if each is not None), default=None), live=live)
+                break
+            count += self._begin(store, run)
+        if count:
+            times.append(now_ms + self._lease_ms // 4)
+        next_ms = min((each for each in times if each is not None), default=None)
+        return Look(next_ms=next_ms, live=live + count, begun=count, is_waiting=len(ready) > count >= free)
 
     # -- what a look decides ------------------------------------------------------------------------------------------
 
     def _listed(self) -> tuple[dict[_Key, tuple[Launcher, Launched]], bool]:
         """Return what is launched for this Pod, and whether every launcher has answered."""
-        found: dict[_Key, tuple[Launcher, Launched]] = {}
-        is_complete = True
-        for launcher in self._places.launchers():
-            try:
-                for each in launcher.list():
-                    if each.owner == self._owner:
-                        found[each.state, each.epoch] = (launcher, each)
-            except HoldfastError as exc:
-                is_complete = False
-                _log.warning("launches.not_listed", extra={"owner": self._owner, "reason": str(exc)})
-        return found, is_complete
+        listed, is_complete = self._places.listed()
+        mine = ((launcher, each) for launcher, each in listed if each.owner == self._owner)
+        return {(each.state, each.epoch): (launcher, each) for launcher, each in mine}, is_complete
 
     def _attend(
         self,
@@ -286,6 +294,11 @@ class Supervisor:
 
     def _begin(self, store: Store, run: _Run) -> bool:
         """Claim the plugin state of a run and launch it; False: it could not be claimed, or never can be launched."""
+        try:
+            check_state(store, run.row.id)
+        except ConflictError as exc:  # it was deleted: only the user can mend that
+            self._refuse(store, run.row.id, exc)
+            return False
         try:
             launcher = self._places.launcher_for(run.image or "")
             lease, token = claim_for(
@@ -342,7 +355,7 @@ class Supervisor:
                 self._places.wake()
 
         try:
-            self._places.submit(done)
+            self._places.submit(done, is_launch=key[0] == "begin")
         except BaseException:
             with self._lock:
                 self._busy.discard(key)
@@ -361,8 +374,11 @@ class Supervisor:
             return True
         with self._lock:
             self._launched.add(_key(lease))
-        with self._places.open() as store, suppress(ConflictError):  # from now on it has all that time to begin
-            store.apply(Batch((RenewLease(lease.fence, self._lease_ms),)))
+        with self._places.open() as store:
+            try:  # from now on it has all that time to begin
+                store.apply(Batch((RenewLease(lease.fence, self._lease_ms),)))
+            except ConflictError:  # it was taken from it meanwhile, and is left over
+                return True
         return False
 
     def _launch_again(self, run: _Run, lease: Lease, there: tuple[Launcher, Launched] | None) -> bool:
@@ -430,31 +446,39 @@ class Supervisor:
         after = 0
         while parts := store.list_log(run, after):
             after = parts[-1].number
-            last.extend("".join(part.text for part in parts).splitlines())
+            last.extend(line[-_MAX_LINE:] for line in "".join(part.text for part in parts).splitlines())
         why = f": {reason}" if reason else ""
         text = f"it died {deaths} times and came no further in between{why}"
-        while len(text) + sum(len(line) + 1 for line in last) > _MAX_ERROR and last:
+        while last and len(text) + sum(len(line) + 1 for line in last) > _MAX_ERROR:
             last.popleft()
         return storable("\n".join([text, *last]))
 
     def _ship(self, launcher: Launcher, launch: Launched) -> bool:
-        """Bring what a launch has written since into the log of its run; say whether there is more of it."""
+        """Bring what a launch has written since into the log of its run; say whether there is more of it.
+
+        Of more than a log keeps, only the last is brought.
+        """
         with self._places.open() as store:
             row = store.find_items([launch.run]).get(launch.run)
             if row is None or row.is_deleted:
                 return False
-            after = store.find_log_end(launch.run, launch.name)
+            at = after = store.find_log_end(launch.run, launch.name)
+            kept = deque[Logs](maxlen=_KEPT_PARTS)
+            is_all = False
             for _ in range(_MAX_PARTS):
-                found = launcher.logs(launch.name, after)
-                if not found.data:
+                found = launcher.logs(launch.name, at)
+                if is_all := not found.data:
+                    break
+                kept.append(found)
+                at = found.after
+            for part in kept:
+                text = part.data.decode(errors="replace").replace("\0", "\ufffd")
+                try:
+                    store.apply(Batch((AppendLog(launch.run, launch.name, after, part.after, text),)))
+                except ConflictError:  # another is doing it
                     return False
-                text = found.data.decode(errors="replace").replace("\0", "\ufffd")
-                with suppress(ConflictError):  # another has done it
-                    store.apply(Batch((AppendLog(launch.run, launch.name, after, found.after, text),)))
-                after = store.find_log_end(launch.run, launch.name)
-                if after != found.after:
-                    return False
-        return True
+                after = part.after
+        return not is_all
 
     def _clean(self, launcher: Launcher, launch: Launched) -> bool:
         """End what is left of a launch whose run is over, or has another."""
@@ -464,7 +488,7 @@ class Supervisor:
             if lease is not None and lease.holder and (lease.epoch, lease.run) == (launch.epoch, launch.run):
                 with suppress(ConflictError):  # the run has ended, and did not give it back
                     store.apply(Batch((EndLease(launch.state, launch.epoch),)))
-        while self._ship(launcher, launch):  # it writes no more, so this ends
+        while self._ship(launcher, launch):  # it writes no more
             pass
         launcher.delete(launch.name)
         _log.info("launch.cleaned", extra={"launch": launch.name, "run": launch.run})
