@@ -42,6 +42,7 @@ def test_beyond_this_machine_it_listens_when_it_is_told_and_warns(tmp_path: Path
     with Process(tmp_path / "home", words=["--host", "0.0.0.0"]) as server:
         assert server.url == f"http://0.0.0.0:{server.port}"
         assert "Warning: others on the network can read keys and data" in server.said()
+        assert server.launcher == "none"
 
 
 def test_with_a_certificate_who_trusts_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,7 @@ class Process:
     port: int = 0
     url: str = ""
     pid: int = 0
+    launcher: str = ""
     opened: list[Connection] = field(default_factory=list[Connection])
     """What is closed at the end."""
     _popen: subprocess.Popen[str] | None = None
@@ -200,6 +201,7 @@ class Process:
             said += line
         found = json.loads(said)
         self.url, self.port, self.pid = found["url"], found["port"], found["pid"]
+        self.launcher = found["launcher"]
         return self
 
     def said(self) -> str:

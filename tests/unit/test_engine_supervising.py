@@ -11,7 +11,7 @@ import pytest
 from holdfast import PersistentState, PluginRun
 from holdfast.auth import Token
 from holdfast.engine.supervising import LAUNCH, Look, Supervisor
-from holdfast.errors import ConflictError, NotFoundError, UnavailableError
+from holdfast.errors import ConflictError, InvalidError, NotFoundError, UnavailableError
 from holdfast.pod import Pod
 from holdfast.runs import Launched, Launcher, LaunchSpec, Lease, Logs, Phase, Probe, Status
 from holdfast.store import (
@@ -370,7 +370,7 @@ def test_a_missing_image_is_an_error_with_that_reason(scene: Scene) -> None:
     scene.places.command = ("missing",)
     scene.run()
     assert scene.settle() == Look(next_ms=scene.clock.now_ms() + DAY_MS, live=0)
-    assert (scene.status(), scene.row().properties["error"]) == ("error", "image 'missing' is not here")
+    assert (scene.status(), scene.row().properties["error"]) == ("error", "NotFoundError: image 'missing' is not here")
     assert not scene.lease().is_held(scene.clock.now_ms())
 
 
@@ -378,7 +378,10 @@ def test_an_image_that_nothing_launches_here_is_an_error(scene: Scene) -> None:
     """Nothing is claimed for it."""
     scene.run(containerImage="nothing")
     scene.settle()
-    assert (scene.status(), scene.row().properties["error"]) == ("error", "image 'nothing' is not launched here")
+    assert (scene.status(), scene.row().properties["error"]) == (
+        "error",
+        "NotFoundError: image 'nothing' is not launched here",
+    )
     assert scene.store.find_lease("s1") is None
 
 
@@ -414,7 +417,7 @@ def test_a_launcher_that_never_answers_ends_no_run(scene: Scene) -> None:
         scene.launcher.fail("launch", UnavailableError("it does not answer"))
         scene.look()
         scene.clock.advance(20_000)
-    assert scene.status() in {"idle", "ready"}
+    assert (scene.status(), scene.lease().epoch) == ("idle", 1)
     for _ in range(20):
         scene.look()
         scene.clock.advance(10_000)
@@ -542,7 +545,7 @@ def test_a_run_whose_plugin_state_was_deleted_is_an_error(scene: Scene) -> None:
     scene.settle()
     assert scene.status() == "error"
     assert scene.row().properties["error"] == (
-        "run 'r1' cannot be carried on: its plugin state was deleted; begin a new run"
+        "ConflictError: run 'r1' cannot be carried on: its plugin state was deleted; begin a new run"
     )
 
 
@@ -580,6 +583,58 @@ def test_the_last_words_of_a_run_are_told_though_its_last_line_is_long(scene: Sc
     assert "\nwhy\n" in error
     assert error.endswith("xend")
     assert len(error) <= 2_000
+
+
+def test_a_log_that_cannot_be_read_keeps_nothing_running(scene: Scene) -> None:
+    """A plugin may have put anything in its place."""
+    scene.run()
+    scene.settle()
+    scene.end(scene.begin())
+    for _ in range(20):
+        scene.launcher.fail("logs", InvalidError("output.log is no file"))
+    scene.settle()
+    assert scene.launched() == []
+
+
+@pytest.mark.parametrize("method", ["probe", "logs"])
+@pytest.mark.parametrize("error", [UnavailableError("it does not answer"), RuntimeError("a defect")])
+def test_what_a_launcher_raises_keeps_no_lost_run(scene: Scene, method: str, error: Any) -> None:
+    """The lease decides."""
+    scene.run()
+    scene.settle()
+    scene.begin()
+    scene.clock.advance(LEASE_MS)
+    for _ in range(20):
+        scene.launcher.fail(method, error)
+    scene.settle()
+    assert scene.status() == "ready"
+
+
+def test_a_run_that_asked_its_user_and_died_has_nothing_left(scene: Scene) -> None:
+    """It waits for its user all the same, and has not died for want of progress."""
+    scene.run()
+    scene.settle()
+    lease = scene.begin()
+    scene.store.apply(Batch((MoveRun("r1", Status.USER_ACTION_NEEDED),), lease.fence))
+    scene.settle()
+    assert scene.launched() == [("r1", 1)]
+    scene.clock.advance(LEASE_MS)
+    scene.settle()
+    assert (scene.status(), scene.launched()) == ("userActionNeeded", [])
+    assert scene.row().properties.get("deaths") is None
+    assert not scene.lease().holder
+
+
+def test_the_run_that_was_created_first_comes_first(scene: Scene) -> None:
+    """Also if it was written since."""
+    scene.places.slots = 1
+    scene.run("r0", "s0")
+    scene.clock.advance(1)
+    scene.run("r1", "s1")
+    scene.clock.advance(1)
+    scene.store.apply(Batch((UpdateItem("r0", {"config": "{}"}),)))
+    scene.settle()
+    assert scene.launched() == [("r0", 1)]
 
 
 def test_a_second_run_waits_for_the_plugin_state(scene: Scene) -> None:

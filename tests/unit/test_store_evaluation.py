@@ -220,6 +220,7 @@ def test_the_error_says_which_operation_it_was() -> None:
         (MoveRun("run", "up"), "run 'run' cannot become 'up'"),
         (MoveRun("run", Status.ERROR, "\0"), "the error of run 'run' cannot be"),
         (PointSnapshot("s", "\0"), "a snapshot cannot be"),
+        *((PointSnapshot("s", name), "the name of a folder is expected") for name in ("..", ".", "../t/x", "a/b")),
         (PointSnapshot("", "x"), "'' cannot name the id of a plugin state"),
         (AskQuestion("", "s", "r", "k", "{}"), "'' cannot name a question"),
         (AskQuestion("q", "s", "r", "", "{}"), "'' cannot name the key of a question"),

@@ -13,7 +13,6 @@ import click
 from holdfast.cli.drawing import draw, escaped
 from holdfast.cli.invocation import Call, with_common_options
 from holdfast.cli.schedules import command as schedule
-from holdfast.cli.schedules import wake
 from holdfast.errors import NotFoundError
 
 # As in `items`: help needs neither the database nor pydantic, so each command imports them itself.
@@ -135,7 +134,6 @@ def abort(call: Call, run: str, *, wait_s: float, is_now: bool) -> None:
     with _open(call) as store:
         is_forced = engine.abort(store, run, locks=call.settings().locks_path, wait_s=0 if is_now else wait_s)
         found = _describe(store, run)
-        wake(call, store)
     how = ": it was not asked, or did not answer, and can write no more" if is_forced else ""
     call.answer(found | {"is_forced": is_forced}, f"Run {run} is {found['status']}{how}.")
 
@@ -159,7 +157,6 @@ def retry(call: Call, run: str, image: str | None) -> None:
         engine.retry(store, run, image=image, locks=call.settings().locks_path)
         found = _describe(store, run)
         is_launched = engine.get_run_row(store, run).properties.get("containerImage") not in UNLAUNCHED
-        wake(call, store)
     how = "the server launches it" if is_launched else 'the next "holdfast run" of its plugin state carries it on'
     call.answer(found, f"Run {run} is ready; {how}.")
 

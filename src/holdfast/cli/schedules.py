@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import click
 from holdfast.cli.drawing import draw
 from holdfast.cli.invocation import Call, lent_streams, with_common_options
 from holdfast.cli.run import read_config
-from holdfast.errors import HoldfastError, InvalidError, NotFoundError
+from holdfast.errors import InvalidError, NotFoundError
 
 # As in `items`: help needs neither the database nor pydantic, so each command imports them itself.
 if TYPE_CHECKING:
@@ -100,7 +99,6 @@ def _put(
     with PodClient(settings=settings), open_store(settings) as store:  # the first makes a Pod where there is none
         schedule = put_schedule(store, plan_state(Pod(store), source.plugin_id, state), values, source.account)
         found = _describe(schedule, store.now_ms())
-        wake(call, store)
     call.answer(found, f"Runs of {found['plugin']} begin {found['when']}, the next one at {found['next']}.")
 
 
@@ -169,13 +167,3 @@ def _describe(schedule: Schedule, now_ms: int) -> dict[str, Any]:
 
 def _shown(instant: datetime | None) -> str | None:
     return None if instant is None else instant.isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def wake(call: Call, store: Store) -> None:
-    """Tell a server that shares the home to look at this Pod soon; that this fails does not undo what was done."""
-    from holdfast.keys import read_identity
-    from holdfast.sql import Agenda
-
-    settings = call.settings()
-    with suppress(HoldfastError):
-        Agenda(settings.keyring_path).wake(read_identity(settings.home).owner_key, store.now_ms())

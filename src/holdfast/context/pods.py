@@ -35,18 +35,28 @@ _log: Final = logging.getLogger(__name__)
 
 
 class _NotingStore(SqliteStore):
-    """Tells a server of this home, if there is one, what it has to look at in this Pod."""
+    """Tells a server of this home, if there is one, what it has to look at in this Pod.
 
-    def __init__(self, path: Path, key: bytes, agenda: Agenda) -> None:
+    On the agenda that is noted twice: before, as this process may die when it has written, and afterwards, as a server
+    may have looked in between.
+    """
+
+    def __init__(self, path: Path, key: bytes, agenda: Agenda, *, create: bool = True) -> None:
         self._agenda = agenda
-        super().__init__(path, key)
+        super().__init__(path, key, create=create)
 
     def apply(self, batch: Batch) -> tuple[Result, ...]:
-        results = super().apply(batch)
-        if any(map(is_stirring, batch.operations)):
-            with suppress(HoldfastError):  # it was written; a server looks once a day in any case
-                self._agenda.wake(self.path.stem, self.now_ms())
-        return results
+        if not any(map(is_stirring, batch.operations)):
+            return super().apply(batch)
+        self._note()
+        try:
+            return super().apply(batch)
+        finally:
+            self._note()
+
+    def _note(self) -> None:
+        with suppress(HoldfastError):  # what is written counts for more
+            self._agenda.wake(self.path.stem, self.now_ms())
 
 
 class PodClient(Pod):
@@ -223,7 +233,7 @@ def get_pod(settings: Settings) -> tuple[Path, bytes]:
 
 def open_store(settings: Settings) -> SqliteStore:
     """Open the owner's Pod, if it is there (see `get_pod`)."""
-    return SqliteStore(*get_pod(settings), create=False)
+    return _NotingStore(*get_pod(settings), Agenda(settings.keyring_path), create=False)
 
 
 def back_up_pod(settings: Settings, target: Path, *, on_progress: Progress | None = None) -> Backup:

@@ -219,7 +219,9 @@ class Saving:
     def _earlier(self) -> list[str]:
         """Return which snapshots the plugin state pointed to, the last one first: the Pod knows, and no clock."""
         text = self._client.variables(self._state, OURS).get(_EARLIER)
-        return cast("list[str]", json.loads(text)) if isinstance(text, str) else []
+        found = cast("list[str]", json.loads(text)) if isinstance(text, str) else []
+        # A plugin may write there: none leads out of the folder.
+        return [name for name in found if Path(name).name == name and name not in {"", ".."}]
 
     def _put_earlier(self, names: list[str]) -> None:
         self._client.add(SetVariable(self._state, _EARLIER, json.dumps(names[:_MAX_EARLIER]), OURS))

@@ -1,6 +1,6 @@
 """The supervisor of one Pod: it lets runs be carried on elsewhere, and lets nothing be left of those that are over.
 
-It sees the Pod, and launchers; who opens those is told by `Places`. What it goes by is stored in the Pod: the lease
+It sees the Pod, and launchers; who opens those is told by `Outside`. What it goes by is stored in the Pod: the lease
 that it claims for a run, before it launches anything, is its note that it wants to; everything else follows from that.
 
 The failure argument. *The process dies on any line*: before the claim nothing happened. After it, the next look finds a
@@ -80,7 +80,7 @@ _MAX_ERROR: Final = 2_000
 _MAX_LINE: Final = 500
 
 
-class Places(Protocol):
+class Outside(Protocol):
     """Where runs are launched: what is outside of the Pod, as who has opened it tells."""
 
     def listed(self) -> tuple[Sequence[tuple[Launcher, Launched]], bool]:
@@ -173,7 +173,7 @@ class Supervisor:
 
     Args:
         owner: Whose Pod.
-        places: Where runs are launched.
+        outside: Where runs are launched.
         sealing: Makes tokens.
         now_ms: The clock that tokens are measured on.
         lease_ms: How long a claim lasts without renewal.
@@ -185,7 +185,7 @@ class Supervisor:
     def __init__(
         self,
         owner: str,
-        places: Places,
+        outside: Outside,
         *,
         sealing: Sealing,
         now_ms: Callable[[], int],
@@ -195,7 +195,7 @@ class Supervisor:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._owner = owner
-        self._places = places
+        self._outside = outside
         self._sealing = sealing
         self._now_ms = now_ms
         self._lease_ms = lease_ms
@@ -242,6 +242,10 @@ class Supervisor:
                 times.append(lease.expires_ms if run.image is not None else None)
             elif run.image is None and not (own is not None and own.holder.startswith(LAUNCH)):
                 continue  # it is carried on by hand
+            elif run.status is Status.USER_ACTION_NEEDED:
+                if own is not None and own.holder.startswith(LAUNCH):  # who asked has died: nothing of it is needed
+                    times.append(now_ms + _AGAIN_MS)
+                    self._do(("lost", run.row.id), partial(self._let_go, run))
             elif run.status in WORKING or (own is not None and run.status in _WAITING):
                 times.append(now_ms + _AGAIN_MS)
                 self._do(("lost", run.row.id), partial(self._give_up, run, listed))
@@ -249,9 +253,9 @@ class Supervisor:
                 waiting.append(run)
         ready = [run for run in waiting if run.retry_ms <= now_ms]
         times += [run.retry_ms for run in waiting if run.retry_ms > now_ms]
-        free = self._places.free(live) if ready else 0
+        free = self._outside.free(live) if ready else 0
         count = 0
-        for run in sorted(ready, key=lambda each: each.row.server_modified_ms):
+        for run in sorted(ready, key=lambda each: each.row.created_ms):
             if count >= free:
                 times.append(now_ms + _AGAIN_MS)
                 break
@@ -265,7 +269,7 @@ class Supervisor:
 
     def _listed(self) -> tuple[dict[_Key, tuple[Launcher, Launched]], bool]:
         """Return what is launched for this Pod, and whether every launcher has answered."""
-        listed, is_complete = self._places.listed()
+        listed, is_complete = self._outside.listed()
         mine = ((launcher, each) for launcher, each in listed if each.owner == self._owner)
         return {(each.state, each.epoch): (launcher, each) for launcher, each in mine}, is_complete
 
@@ -300,7 +304,7 @@ class Supervisor:
             self._refuse(store, run.row.id, exc)
             return False
         try:
-            launcher = self._places.launcher_for(run.image or "")
+            launcher = self._outside.launcher_for(run.image or "")
             lease, token = claim_for(
                 store,
                 run.row.id,
@@ -312,7 +316,7 @@ class Supervisor:
                 is_new=True,
             )
             _bring_schedule(store, run.row)
-            spec = self._places.spec(run.row, lease, token)
+            spec = self._outside.spec(run.row, lease, token)
         except ConflictError as exc:
             _log.info("run.not_claimed", extra={"run": run.row.id, "reason": str(exc)})
             return False
@@ -352,10 +356,10 @@ class Supervisor:
                 with self._lock:
                     self._busy.discard(key)
             if is_more:
-                self._places.wake()
+                self._outside.wake()
 
         try:
-            self._places.submit(done, is_launch=key[0] == "begin")
+            self._outside.submit(done, is_launch=key[0] == "begin")
         except BaseException:
             with self._lock:
                 self._busy.discard(key)
@@ -367,41 +371,47 @@ class Supervisor:
             launcher.launch(spec)
         except UnavailableError as exc:  # it may have been done all the same: it is asked for again
             _log.warning("run.not_launched", extra={"run": spec.run, "launch": spec.name, "reason": str(exc)})
+            self._renew(lease)
             return False
         except (InvalidError, NotFoundError) as exc:
-            with self._places.open() as store:
+            with self._outside.open() as store:
                 self._refuse(store, spec.run, exc, lease)
             return True
         with self._lock:
             self._launched.add(_key(lease))
-        with self._places.open() as store:
-            try:  # from now on it has all that time to begin
+        return not self._renew(lease)  # if it was taken from it meanwhile, it is left over
+
+    def _renew(self, lease: Lease) -> bool:
+        """Let what is launched have all of a lease to begin, or to be launched; say whether it has the lease still."""
+        with self._outside.open() as store:
+            try:
                 store.apply(Batch((RenewLease(lease.fence, self._lease_ms),)))
-            except ConflictError:  # it was taken from it meanwhile, and is left over
-                return True
-        return False
+            except ConflictError:
+                return False
+        return True
 
     def _launch_again(self, run: _Run, lease: Lease, there: tuple[Launcher, Launched] | None) -> bool:
         """Launch what was claimed for by a supervisor that may have died before it was launched, or while it was."""
-        launcher = self._places.launcher_for(run.image or "") if there is None else there[0]
+        launcher = self._outside.launcher_for(run.image or "") if there is None else there[0]
         if there is not None and launcher.probe(there[1].name).phase in {Phase.RUNNING, Phase.UNKNOWN}:
             return False
-        with self._places.open() as store:
+        with self._outside.open() as store:
             _bring_schedule(store, run.row)
         token = token_for(run.row, lease, owner=self._owner, now_ms=self._now_ms(), sealing=self._sealing)
-        return self._launch(launcher, self._places.spec(run.row, lease, token), lease)
+        return self._launch(launcher, self._outside.spec(run.row, lease, token), lease)
 
     def _refuse(self, store: Store, run: str, why: HoldfastError, lease: Lease | None = None) -> None:
         """End a run as error that cannot be launched, unless it works: whoever said so did not know."""
         row = store.find_items([run]).get(run)
         if row is None or status_of(row.properties.get("status")) not in _WAITING:
             return
-        _log.warning("run.refused", extra={"run": run, "reason": str(why)})
+        text = storable(f"{type(why).__name__}: {why}")
+        _log.warning("run.refused", extra={"run": run, "reason": text})
         take = () if lease is None else (EndLease(lease.state, lease.epoch),)
         operations = (
             *take,
             UpdateItem(run, {}, expected_version=row.version),
-            MoveRun(run, Status.ERROR, storable(str(why))),
+            MoveRun(run, Status.ERROR, text),
         )
         with suppress(ConflictError):
             store.apply(Batch(operations))
@@ -413,10 +423,12 @@ class Supervisor:
         reason = ""
         if there is not None:
             launcher, launch = there
-            reason = launcher.probe(launch.name).reason
-            with suppress(HoldfastError):
+            try:
+                reason = launcher.probe(launch.name).reason
                 self._ship(launcher, launch)
-        with self._places.open() as store:
+            except Exception as exc:  # noqa: BLE001 -- anybody's code; and what it says changes no run
+                _log.warning("launch.not_explained", extra={"launch": launch.name, "reason": str(exc)})
+        with self._outside.open() as store:
             now_ms, mark = store.now_ms(), _how_far(store, run)
             # What never was there has not died.
             is_death = there is not None or run.status in WORKING
@@ -440,6 +452,12 @@ class Supervisor:
                 _log.warning("run.lost", extra={"run": row.id, "deaths": count, "status": str(move.status)})
         return True
 
+    def _let_go(self, run: _Run) -> bool:
+        """End a lease that lapsed of a run that waits for its user."""
+        with self._outside.open() as store, suppress(ConflictError):  # it was renewed, or written, meanwhile
+            store.apply(Batch((UpdateItem(run.row.id, {}, run.row.version),)))
+        return True
+
     def _obituary(self, store: Store, run: str, deaths: int, reason: str) -> str | None:
         """Return what the user is told of a run that is given up."""
         last = deque[str](maxlen=_LAST_LINES)
@@ -458,7 +476,7 @@ class Supervisor:
 
         Of more than a log keeps, only the last is brought.
         """
-        with self._places.open() as store:
+        with self._outside.open() as store:
             row = store.find_items([launch.run]).get(launch.run)
             if row is None or row.is_deleted:
                 return False
@@ -483,13 +501,18 @@ class Supervisor:
     def _clean(self, launcher: Launcher, launch: Launched) -> bool:
         """End what is left of a launch whose run is over, or has another."""
         launcher.stop(launch.name, self._grace_s)
-        with self._places.open() as store:
+        with self._outside.open() as store:
             lease = store.find_lease(launch.state)
             if lease is not None and lease.holder and (lease.epoch, lease.run) == (launch.epoch, launch.run):
                 with suppress(ConflictError):  # the run has ended, and did not give it back
                     store.apply(Batch((EndLease(launch.state, launch.epoch),)))
-        while self._ship(launcher, launch):  # it writes no more
-            pass
+        try:
+            while self._ship(launcher, launch):  # it writes no more
+                pass
+        except UnavailableError:
+            raise
+        except HoldfastError as exc:  # it has put something else there, perhaps: that cannot be had later either
+            _log.warning("log.not_kept", extra={"launch": launch.name, "reason": str(exc)})
         launcher.delete(launch.name)
         _log.info("launch.cleaned", extra={"launch": launch.name, "run": launch.run})
         return True

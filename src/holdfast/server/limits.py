@@ -131,7 +131,7 @@ class Rate:
         if wait_s > 0:
             message = f"there are too many {what}: {self._per_s * 60:.0f} a minute are allowed; wait {wait_s:.1f} s"
             facts = {"per_min": self._per_s * 60, "wait_s": wait_s}
-            headers = {"Retry-After": str(max(1, round(wait_s)))}
+            headers = {"Retry-After": str(math.ceil(wait_s))}
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, UnavailableError(message, **facts), headers)
 
 

@@ -627,6 +627,9 @@ class _Evaluation:
         self.check_state(operation.state)
         if operation.snapshot is not None:
             _check_name(operation.snapshot, "a snapshot")
+            if operation.snapshot in {".", ".."} or "/" in operation.snapshot:  # it is looked for in a folder
+                message = f"a snapshot cannot be called {shown(operation.snapshot)}: the name of a folder is expected"
+                raise InvalidError(message, snapshot=shown(operation.snapshot))
         self.changes.snapshots[operation.state] = operation.snapshot
 
     def ask_question(self, operation: AskQuestion) -> Question:

@@ -163,7 +163,10 @@ class MoveRun:
 
 @dataclass(frozen=True, slots=True)
 class PointSnapshot:
-    """Say which snapshot a plugin state resumes from: the name of its directory; None: from none."""
+    """Say which snapshot a plugin state resumes from: the name of its directory; None: from none.
+
+    InvalidError for what leads elsewhere, such as ``../other``.
+    """
 
     state: str
     snapshot: str | None
