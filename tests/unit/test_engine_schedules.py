@@ -4,7 +4,7 @@ import threading
 import zoneinfo
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from holdfast import PersistentState
 from holdfast.engine import find_state, get_state, plan_state
 from holdfast.engine.schedules import (
+    MAX_CLAIMS,
     MAX_DUE,
     instants,
     list_schedules,
@@ -24,6 +25,7 @@ from holdfast.engine.schedules import (
     schedule_from,
 )
 from holdfast.errors import ConflictError, InvalidError, UnavailableError
+from holdfast.items import TypeDefinition
 from holdfast.pod import Pod
 from holdfast.runs import Status
 from holdfast.sql import SqliteStore
@@ -31,6 +33,7 @@ from holdfast.store import (
     Batch,
     CreateEdge,
     CreateItem,
+    DeclareTypes,
     DeleteItem,
     Direction,
     ItemRow,
@@ -42,6 +45,7 @@ from holdfast.store import (
     UpdateItem,
 )
 from holdfast.testing import FakeClock, MemoryStore
+from holdfast.values import MAX_INTEGER, MAX_MS, MIN_INTEGER, MIN_MS
 
 T0 = 1_000_000_000_000
 MINUTE = 60_000
@@ -151,7 +155,10 @@ def test_wherever_one_looks_from_there_are_the_same_instants(schedule: dict[str,
         ({"interval": 0}, "the interval of a schedule cannot be 0: it is a whole number of seconds, 1 at least"),
         ({"cron": ""}, "'' is no cron expression: Wrong number of fields; five fields such as"),
         ({"cron": "61 * * * *"}, "'61 [*] [*] [*] [*]' is no cron expression: Bad minute"),
-        ({"cron": "9" * 5000 + " * * * *"}, "is no cron expression"),
+        ({"cron": "9" * 92 + " * * * *"}, "is no cron expression: Bad minute"),
+        ({"cron": "9" * 93 + " * * * *"}, "'cron' of a schedule cannot be '999.*: it has 100 characters at most"),
+        ({"cron": "* * * * *", "timezone": "M" * 101}, "'timezone' of a schedule cannot be .*: it has 100 characters"),
+        ({"interval": 5, "scheduledTo": "soon"}, "'scheduledTo' of a schedule cannot be 'soon': it is a point in time"),
         ({"cron": "0 0 31 2 *"}, "is no cron expression: Bad day-of-month"),
         ({"cron": "* * * * *", "timezone": "Mars"}, "there is no time zone 'Mars': a name such as 'Europe/Amsterdam'"),
         ({"cron": "* * * * *", "timezone": "Europe"}, "there is no time zone 'Europe'"),
@@ -168,6 +175,57 @@ def test_a_schedule_that_cannot_be_read_is_refused(schedule: dict[str, Any], wor
     """The message names what is wrong."""
     with pytest.raises(InvalidError, match=words):
         plan({"dateCreated": 0, **schedule}, 1_000)
+
+
+ENDS = st.sampled_from([MIN_MS, MAX_MS]) | st.integers(MIN_MS, MAX_MS) | st.integers(MAX_MS - 2 * YEAR, MAX_MS)
+ODD = st.one_of(
+    st.text(max_size=120),
+    st.lists(st.text("0123456789*/-,#LWmon", min_size=1, max_size=8), min_size=5, max_size=6).map(" ".join),
+    st.integers(MIN_INTEGER, MAX_INTEGER),
+    st.floats(allow_nan=False),
+    st.booleans(),
+)
+FIELDS = ("* */5 0", "* 0,23 2", "* */28 29 L LW", "* 2 12 */5", "* 0 5L mon#5")
+SCHEDULES = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "cron": st.tuples(*(st.sampled_from(each.split()) for each in FIELDS)).map(" ".join),
+            "timezone": st.sampled_from([*ZONES, "Etc/GMT+12", "Etc/GMT-14"]),
+            "catchUp": st.sampled_from(["latest", "all", "none"]),
+        },
+        optional={"scheduledTo": ENDS},
+    ),
+    st.fixed_dictionaries({"interval": st.integers(1, MAX_INTEGER)}, optional={"scheduledTo": ENDS}),
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("interval", "cron", "timezone", "catchUp", "overlap", "scheduledTo"), ODD)
+    ),
+)
+
+
+@settings(max_examples=300)
+@given(SCHEDULES, ENDS, ENDS)
+def test_whatever_a_schedule_holds_it_can_be_read_or_is_refused(values: dict[str, Any], created: int, now: int) -> None:
+    """From the year 1 to the year 9999 and in every time zone, also where local time lies outside of these."""
+    schedule = {**values, "dateCreated": created}
+    try:
+        found = plan(schedule, now)
+        there = list(islice(instants(schedule, created, MAX_MS), 3))
+    except InvalidError:
+        return
+    assert list(found.runs) == sorted(set(found.runs))[-MAX_DUE:]
+    assert all(each <= now for each in (*found.runs, found.upto_ms or now))
+    assert found.next_ms is None or now < found.next_ms <= MAX_MS or found.upto_ms is None
+    assert all(created < each <= MAX_MS for each in there)
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "America/New_York", "Asia/Tokyo"])
+def test_where_the_calendar_ends_there_are_no_instants(timezone: str) -> None:
+    """Neither after what was claimed up to there, nor beyond; at its beginning all was missed."""
+    for expression in ("0 0 * * *", "0 0 1 1 *", "0 0 29 2 *"):
+        assert plan(cron(expression, timezone, scheduledTo=MAX_MS), T0) == ((), None, False, None)
+        assert plan(cron(expression, timezone, scheduledTo=MIN_MS), T0).next_ms is not None
+        assert len(plan(cron(expression, timezone, scheduledTo=MIN_MS), T0).runs) == 1
+    assert plan(cron("0 0 1 1 *", timezone, scheduledTo=MAX_MS - 100 * 24 * 60 * MINUTE), T0).next_ms is None
 
 
 def test_time_zones_are_there_where_the_system_has_none() -> None:
@@ -216,6 +274,21 @@ def test_a_year_without_anybody_is_no_work(rule: dict[str, Any], catch_up: str) 
     expected = {"latest": 1, "all": 100, "none": 1}[catch_up]
     assert found.runs == tuple(range(T0 + YEAR - (expected - 1) * 1_000, T0 + YEAR + 1, 1_000))
     assert found[1:] == (T0 + YEAR, catch_up == "all", T0 + YEAR + 1_000)
+
+
+def test_many_instants_in_one_hour_of_a_year_are_no_work() -> None:
+    """The last of its 3,600 seconds."""
+    found = plan({**cron("* * 3 1 1 *"), "scheduledTo": T0, "catchUp": "all"}, ms("2026-06-01T00:00"))
+    end = ms("2026-01-01T04:00")
+    assert found.runs == tuple(range(end - 100_000, end, 1_000))
+    assert (found.is_cut, found.next_ms) == (True, ms("2027-01-01T03:00"))
+
+
+def test_what_was_missed_more_than_ten_years_ago_is_not_made_up_for() -> None:
+    """Nor does anybody go through two thousand years for it."""
+    schedule = cron("0 0 1 1 *", scheduledTo=MIN_MS, catchUp="all")
+    begun = plan(schedule, ms("2026-06-01T00:00")).runs
+    assert begun == tuple(ms(f"{year}-01-01T00:00") for year in range(2017, 2027))
 
 
 @given(st.integers(1, 50), st.integers(0, 10_000), st.integers(0, 10_000), st.sampled_from(["latest", "all"]))
@@ -485,6 +558,105 @@ def test_a_schedule_that_cannot_be_read_is_logged_and_in_no_others_way(
     [said] = [each for each in caplog.records if each.message == "schedule.refused"]
     assert vars(said)["schedule"] == "bad"
     assert "'every day' is no cron expression" in vars(said)["reason"]
+
+
+def test_of_many_that_cannot_be_read_the_log_has_one_line(
+    store: Store, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With each look: how many, and the first; likewise of what was skipped."""
+    caplog.set_level("INFO")
+    for each in range(3):
+        make(store, f"bad{each}", cron="every day")
+        make(store, f"x{each}")
+    look(store, clock, MINUTE)
+    said = {each.message: (vars(each)["schedule"], vars(each)["count"]) for each in caplog.records}
+    assert said == {"schedule.refused": ("bad0", 3), "instants.skipped": ("x1", 2)}
+    assert len(caplog.records) == 2
+
+
+def test_a_schedule_whose_run_cannot_be_created_is_logged_and_in_no_others_way(
+    store: Store, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Pod may declare that its edges lead elsewhere; the instant is claimed, so that it comes last with the next."""
+    do(
+        store,
+        DeclareTypes(
+            (TypeDefinition("Schedule", edges={"pluginState": ("Account",), "account": ("PersistentState",)}),)
+        ),
+        CreateItem("s2", "PersistentState"),
+    )
+    make(store, "odd", "a1")
+    make(store, "too", "s2")
+    do(store, CreateEdge("too", "account", "s2"))
+    make(store, "x", "s2")
+    assert look(store, clock, MINUTE) == MINUTE
+    assert [find_state(store, run.id).id for run in runs(store)] == ["s2"]  # type: ignore[union-attr]
+    assert [claimed(store, each) for each in ("odd", "too", "x")] == [MINUTE, MINUTE, MINUTE]
+    [said] = [each for each in caplog.records if each.message == "schedule.refused"]
+    assert (vars(said)["schedule"], vars(said)["count"]) == ("odd", 2)
+    assert "cannot lead to a Account" in vars(said)["reason"]
+
+
+def test_a_schedule_has_its_runs_from_when_it_has_a_plugin_state(store: Store, clock: FakeClock) -> None:
+    """Also if that comes with a second call."""
+    do(store, CreateItem("x", "Schedule", EVERY_MINUTE))
+    assert look(store, clock, 30_000) is None
+    do(store, CreateEdge("x", "pluginState", "s1"))
+    assert look(store, clock) == 30_000
+    look(store, clock, 30_000)
+    assert len(runs(store)) == 1
+
+
+# -- many of them -----------------------------------------------------------------------------------------------------
+
+
+def test_a_look_claims_so_much_and_no_more_and_the_next_one_goes_on(
+    store: Store, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At once; and each tells of its own."""
+    caplog.set_level("INFO")
+    for each in range(MAX_CLAIMS + 1):
+        make(store, f"x{each}")
+    assert look(store, clock, MINUTE) == 0
+    assert [claimed(store, f"x{each}") for each in (0, 99, 100)] == [MINUTE, MINUTE, None]
+    assert look(store, clock) == MINUTE
+    assert [claimed(store, f"x{each}") for each in (0, 99, 100)] == [MINUTE, MINUTE, MINUTE]
+    assert [(each.message, vars(each)["count"]) for each in caplog.records] == [
+        ("instants.skipped", 99),
+        ("instants.skipped", 1),
+    ]
+
+
+def test_what_one_look_leaves_of_many_missed_instants_the_next_one_makes_up_for(store: Store, clock: FakeClock) -> None:
+    """None is lost at the cut, and none has two runs."""
+    do(store, CreateItem("s2", "PersistentState"))
+    for each, state in (("x", "s1"), ("y", "s2")):
+        make(store, each, state, catchUp="all", overlap="queue")
+    assert look(store, clock, 70 * MINUTE) == 0
+    assert [claimed(store, each) for each in ("x", "y")] == [70 * MINUTE, 30 * MINUTE]
+    assert look(store, clock) == MINUTE
+    assert [claimed(store, each) for each in ("x", "y")] == [70 * MINUTE, 70 * MINUTE]
+    assert len(runs(store)) == 140
+
+
+def test_those_that_are_always_due_keep_no_other_waiting(store: Store, clock: FakeClock) -> None:
+    """What was claimed last comes last."""
+    for each in range(MAX_CLAIMS):
+        make(store, f"often{each}", interval=1)
+    make(store)
+    look(store, clock, MINUTE)
+    assert claimed(store) is None
+    look(store, clock, 1_000)
+    assert claimed(store) == MINUTE
+
+
+def test_a_look_at_which_nothing_is_due_asks_the_pod_for_one_thing(store: Store, clock: FakeClock) -> None:
+    """However many schedules there are."""
+    asked: list[str] = []
+    for each in range(5):
+        make(store, f"x{each}")
+    assert look(Seat(store, asked.append), clock, 1) == MINUTE - 1  # type: ignore[arg-type]
+    assert asked == ["search"]
 
 
 # -- somebody else comes in between ------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ class PodFile:
                 self._prepare(db)
                 yield db
             except apsw.SQLError as exc:  # sound SQLite with other tables than ours
-                raise DamagedError(f"{str(self.path)!r} is no keyring: {exc}", path=str(self.path)) from exc
+                raise DamagedError(f"{str(self.path)!r} is not what was written: {exc}", path=str(self.path)) from exc
             finally:
                 db.close()
 
@@ -120,7 +120,7 @@ class PodFile:
         verdict = [text for (text,) in db.execute("PRAGMA quick_check(1)")]
         if verdict != ["ok"]:
             what = " ".join(verdict[0].split())  # SQLite's answer has several lines
-            raise DamagedError(f"the keyring {str(self.path)!r} is damaged: {what}", path=str(self.path))
+            raise DamagedError(f"{str(self.path)!r} is damaged: {what}", path=str(self.path))
         if format_of(db) == PODFILE_FORMAT:
             return
         db.execute("BEGIN IMMEDIATE")  # of several that make or migrate it at once, the others wait
