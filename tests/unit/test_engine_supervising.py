@@ -527,6 +527,22 @@ def test_what_is_launched_in_vain_has_its_place_until_it_is_over(scene: Scene) -
     assert scene.launched() == [("r2", 1)]
 
 
+def test_what_is_left_over_has_its_place_until_it_is_ended(scene: Scene) -> None:
+    """Who aborts run after run that do not end has no more of them than others."""
+    scene.places.slots = 1
+    scene.run()
+    scene.settle()
+    scene.begin()
+    scene.store.apply(Batch((EndLease("s1"), MoveRun("r1", Status.ABORTED))))
+    scene.run("r2", "s2")
+    scene.supervisor.look(scene.store)
+    assert len(scene.places.waiting) == 1
+    look = scene.supervisor.look(scene.store)
+    assert (look.live, look.is_waiting, scene.launched()) == (1, True, [("r1", 1)])
+    scene.settle()
+    assert scene.launched() == [("r2", 1)]
+
+
 def test_what_was_aborted_while_it_was_launched_is_ended_at_once(scene: Scene) -> None:
     """Who launched it asks for another look."""
     scene.run()

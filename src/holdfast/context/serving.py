@@ -37,6 +37,10 @@ _TURN_S: Final = 5.0
 """How long writers wait for renewals at most, which have a flush to wait for."""
 
 
+class LockedError(UnavailableError):
+    """A Pod opens for its owner first: no key of it is kept."""
+
+
 class LocalPods(Opener):
     """The Pods of a home.
 
@@ -130,7 +134,7 @@ class LocalPods(Opener):
                 kept = Keyring(self._settings.keyring_path, self._pod_key, disk=self._disk).get(owner)
         if kept is None:
             message = f"the Pod of owner {owner!r} is locked: its owner has to call first"
-            raise UnavailableError(message, owner=owner)
+            raise LockedError(message, owner=owner)
         return kept
 
 

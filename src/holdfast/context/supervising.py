@@ -23,6 +23,7 @@ from typing import Any, Final
 from pydantic_core import to_json
 
 from holdfast.auth import seal
+from holdfast.context.serving import LockedError
 from holdfast.context.settings import Settings
 from holdfast.engine.supervising import Supervisor
 from holdfast.errors import DamagedError, HoldfastError, NotFoundError, UnavailableError
@@ -46,6 +47,8 @@ _PAUSES: Final = 9
 _LATER_MS: Final = 5_000
 _MUCH_LATER_MS: Final = 60_000
 """When a Pod that could not be looked at is tried again: one that was busy, and one that is locked or damaged."""
+_ANSWER_S: Final = 1.0
+"""How long all wait for what a launcher says that it has launched; then they go by what it said before."""
 _SILENT_S: Final = 30.0
 """How long a launcher that did not answer is not asked for what it has launched."""
 _ENGINE_S: Final = 5.0
@@ -86,17 +89,29 @@ class Supervision:
         pods: The Pods.
         pod: What tells the containers of this home from those of others.
         launching: How runs are launched.
+        launchers: What launches them, by kind; None: what ``launching`` says.
     """
 
-    def __init__(self, settings: Settings, pods: OpenPods, *, pod: str, launching: Launching) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pods: OpenPods,
+        *,
+        pod: str,
+        launching: Launching,
+        launchers: Mapping[str, Launcher] | None = None,
+    ) -> None:
         self._settings, self._pods, self._launching = settings, pods, launching
         self._agenda = Agenda(settings.keyring_path)
         self._address = ""
-        self._launchers = _launchers(settings, pod, launching)
+        self._launchers = _launchers(settings, pod, launching) if launchers is None else launchers
         self._supervisors: dict[str, Supervisor] = {}
         self._listed: tuple[Sequence[tuple[Launcher, Launched]], bool] = ((), False)
+        self._answers: dict[str, Sequence[Launched]] = {}
+        self._asking: dict[str, threading.Thread] = {}
         self._silent_until: dict[str, float] = {}
         self._live: dict[str, int] = {}
+        self._looked_at: dict[str, float] = {}
         self._begun_at: dict[str, float] = {}
         self._waiting: set[str] = set()
         self._places = threading.BoundedSemaphore(_THREADS)
@@ -162,25 +177,21 @@ class Supervision:
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def _look_on(self) -> None:
-        self._list()
-        with self._changed:  # what was launched for them may be left over
-            self._woken.update(launch.owner for _, launch in self._listed[0] if launch.owner)
         while not self._is_over:
             began = time.monotonic()
-            next_ms, has_looked = None, False
+            next_ms, pause_s = None, _POLL_S  # whoever was woken was not looked at, and is woken still
             try:
                 next_ms, has_looked = self._look_around()
+                pause_s = min(_PAUSE_S, _PAUSES * (time.monotonic() - began)) if has_looked else 0
             except HoldfastError as exc:
                 _log.error("supervision.failed", extra={"reason": str(exc)})
             except Exception:  # noqa: BLE001 -- the supervisor's loop
                 _log.exception("supervision.failed")
-            pause_s = min(_PAUSE_S, _PAUSES * (time.monotonic() - began))
             wait_s = _POLL_S
             if next_ms is not None:
                 wait_s = min(_POLL_S, max(_PAUSE_S, (next_ms - self._pods.opener.now_ms()) / 1000))
             with self._changed:
-                if has_looked:
-                    self._changed.wait_for(lambda: self._is_over, pause_s)
+                self._changed.wait_for(lambda: self._is_over, pause_s)
                 self._changed.wait_for(lambda: self._is_over or self._woken, wait_s)
 
     def _look_around(self) -> tuple[int | None, bool]:
@@ -189,36 +200,54 @@ class Supervision:
             woken, self._woken = self._woken, set()
         try:
             due = self._agenda.list_due(self._pods.opener.now_ms())
+            # Who has waited for a place for longest comes first; then who is due, the one that was so for longest.
+            waiting = sorted(self._waiting, key=lambda each: self._begun_at.get(each, 0)) if due or woken else []
+            owners = [*dict.fromkeys((*waiting, *due, *woken))]
+            if owners or not self._asking:
+                self._list()
+            for owner in owners:
+                if self._is_over:
+                    break
+                self._look_at(owner, due[owner] if owner in due else self._agenda.wakes_of(owner))
+            return self._agenda.next_ms(), bool(owners)
         except BaseException:
             with self._changed:
                 self._woken |= woken
             raise
-        # Who has waited for a place for longest comes first; then who is due, the one that was so for longest first.
-        waiting = sorted(self._waiting, key=lambda each: self._begun_at.get(each, 0)) if due or woken else []
-        owners = [*dict.fromkeys((*waiting, *due, *woken))]
-        if owners:
-            self._list()
-        for owner in owners:
-            if self._is_over:
-                break
-            self._look_at(owner, due[owner] if owner in due else self._agenda.wakes_of(owner))
-        return self._agenda.next_ms(), bool(owners)
 
     def _list(self) -> None:
-        """Ask all launchers what they have launched; not one that has kept everybody waiting shortly before."""
-        found: list[tuple[Launcher, Launched]] = []
-        is_complete = True
+        """Ask all launchers what they have launched; what one of them says late is heard the next time."""
+        asked: list[threading.Thread] = []
         for kind, launcher in self._launchers.items():
-            if time.monotonic() < self._silent_until.get(kind, 0):
-                is_complete = False
-                continue
-            try:
-                found += [(launcher, each) for each in launcher.list()]
-            except HoldfastError as exc:
-                is_complete = False
-                self._silent_until[kind] = time.monotonic() + _SILENT_S
-                _log.warning("launches.not_listed", extra={"launcher": kind, "reason": str(exc)})
-        self._listed = found, is_complete
+            is_asked = kind in self._asking and self._asking[kind].is_alive()
+            if not is_asked and time.monotonic() >= self._silent_until.get(kind, 0):
+                asking = threading.Thread(target=self._ask, args=(kind, launcher), name="asking", daemon=True)
+                asking.start()
+                self._asking[kind] = asking
+                asked.append(asking)
+        until = time.monotonic() + _ANSWER_S
+        for asking in asked:
+            asking.join(max(0.0, until - time.monotonic()))
+        answers = {kind: self._answers.get(kind) for kind in self._launchers}
+        found = [(self._launchers[kind], each) for kind, answer in answers.items() for each in answer or ()]
+        is_late = any(each.is_alive() for each in self._asking.values())
+        self._listed = found, None not in answers.values() and not is_late
+
+    def _ask(self, kind: str, launcher: Launcher) -> None:
+        try:
+            found = launcher.list()
+        except Exception as exc:  # noqa: BLE001 -- a launcher may be anybody's code
+            self._answers.pop(kind, None)
+            self._silent_until[kind] = time.monotonic() + _SILENT_S
+            facts = {"launcher": kind, "reason": str(exc)}
+            _log.warning("launches.not_listed", extra=facts, exc_info=not isinstance(exc, HoldfastError))
+            return
+        is_news = kind not in self._answers
+        self._answers[kind] = found
+        if is_news:  # what was launched for them may be left over
+            with self._changed:
+                self._woken.update(each.owner for each in found if each.owner)
+                self._changed.notify_all()
 
     def _look_at(self, owner: str, wakes: int) -> None:
         try:
@@ -232,12 +261,19 @@ class Supervision:
             _log.warning("pod.not_looked_at", extra={"owner": owner, "reason": str(exc)}, exc_info=not is_ours)
             is_busy = isinstance(exc, UnavailableError) and not isinstance(exc, DamagedError)
             next_ms: int | None = self._pods.opener.now_ms() + (_LATER_MS if is_busy else _MUCH_LATER_MS)
+            if isinstance(exc, LockedError):
+                next_ms = None  # its owner's call wakes it
+            if time.monotonic() - self._looked_at.get(owner, 0) > self._settings.lease_s:
+                self._live.pop(owner, None)  # so long no run of it has been seen to hold a lease
             self._waiting.discard(owner)
         else:
             next_ms, self._live[owner] = look.next_ms, look.live
+            self._looked_at[owner] = time.monotonic()
             if look.begun:
                 self._begun_at[owner] = time.monotonic()
-            (self._waiting.add if look.is_waiting else self._waiting.discard)(owner)
+            # Who has as many as it may have waits for its own ones, and is in nobody's way.
+            is_waiting = look.is_waiting and look.live < self._settings.max_runs_per_owner
+            (self._waiting.add if is_waiting else self._waiting.discard)(owner)
         with self._changed:
             # What is being written, or was since the look began, may not have been seen: it stays noted.
             is_stirring = self._stirring[owner] > 0 or owner in self._woken
@@ -353,7 +389,7 @@ class Supervision:
 
 @dataclass(frozen=True)
 class _Places:
-    """What the supervisor of one Pod asks for (see `holdfast.engine.supervising.Places`)."""
+    """What the supervisor of one Pod asks for (see `holdfast.engine.supervising.Outside`)."""
 
     of: Supervision
     owner: str

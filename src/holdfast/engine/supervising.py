@@ -229,8 +229,9 @@ class Supervisor:
             self._do(("launch", launch.name), partial(work, launcher, launch))
         with self._lock:
             begun = {key[1:] for key in self._busy if key[0] == "begin"}
-        # An image is fetched to its end, whatever becomes of the run: meanwhile it has its place.
-        live, waiting = len(begun - current), list[_Run]()
+        # An image is fetched to its end, whatever becomes of the run, and what is left over is ended first: until then
+        # each has its place.
+        live, waiting = len((begun | listed.keys()) - current), list[_Run]()
         for run in runs:
             lease, own = run.lease, run.own_lease
             if own is not None and own.is_held(now_ms):
