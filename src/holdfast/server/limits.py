@@ -79,7 +79,7 @@ class Limits:
     strangers_bytes: int = 128 * 2**20
     strangers_made_bytes: int = 4 * 2**20
     requests: int = 1_000
-    uploads: int = 64
+    uploads: int = 128
     followers: int = 256
     requests_per_s: float = 2_000
     denials_per_min: float = 20
