@@ -460,7 +460,20 @@ def test_an_upload_takes_the_place_of_damaged_bytes(served: Served, is_known: bo
     assert pod.get_file(item) == data
     with pytest.raises(ConflictError, match="are there already"):
         files.put(item.sha256, iter([data]))
-    os.truncate(path, 10)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_of_damaged_bytes_whoever_asks_is_told(served: Served, is_cut: bool) -> None:
+    """Of a file that fits into one part: of a longer one the connection is cut where the damage is found."""
+    pod = Pod(served.store(), files=served.files())
+    item = pod.upload_file(os.urandom(2_000))
+    (path,) = (served.settings.home / "files").glob("*/??/*")
+    if is_cut:
+        os.truncate(path, 10)
+    else:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
     answer = served.ask("GET", f"/api/{{owner}}/files/{item.sha256}")
     words = (
         f"the file on this server with the bytes of '{item.sha256}' is damaged: restore a backup, or upload them again"

@@ -410,18 +410,27 @@ def test_what_is_no_batch_and_no_question_is_refused_however_strange_it_is(
 
 def test_json_that_takes_much_more_memory_than_its_text_is_refused_before_it_is_read() -> None:
     """A body of the allowed size would else be read into forty times as much; a comma in a text takes nothing."""
-    assert check_weight(b'[{"a":1},{"a":1},[]]', 1_360) == 1_360
-    with pytest.raises(InvalidError, match="takes 1,360 bytes when it is read: at most 1,359 are allowed"):
-        check_weight(b'[{"a":1},{"a":1},[]]', 1_359)
+    assert check_weight(b'[{"a":1},{"a":1},[]]', 1_600) == 1_600
+    with pytest.raises(InvalidError, match="takes 1,600 bytes when it is read: at most 1,599 are allowed"):
+        check_weight(b'[{"a":1},{"a":1},[]]', 1_599)
     assert check_weight(rb'{"a": ",,[{\\\",,"}', 300) == 300
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("end", [b"", b"\\"])
+def test_a_string_without_an_end_is_looked_at_once(end: bytes) -> None:
+    """And not again from each quotation mark in it, which would take minutes."""
+    body = b"[" * 20_000 + b'"' + (b'\\"' + b"," * 900) * 40_000 + end
+    with pytest.raises(InvalidError, match="takes 6,000,000 bytes"):
+        check_weight(body, 1_000_000)
 
 
 def test_what_an_owner_sends_may_be_made_into_half_of_the_memory(tmp_path: Path) -> None:
     """However short it is; it would else be read, and then refused."""
     with serving(tmp_path, opener=OPENER, limits=Limits(body_bytes=100_000, memory_bytes=1)) as small:
         answer = small.ask("POST", APPLY, b'{"operations": [' + b",".join([b"{}"] * 600) + b"]}")
-    facts = {"bytes": 228_520, "max_bytes": 198_183}
-    check_problem(answer, 422, "Unprocessable Entity", "InvalidError", "takes 228,520 bytes", **facts)
+    facts = {"bytes": 300_400, "max_bytes": 198_183}
+    check_problem(answer, 422, "Unprocessable Entity", "InvalidError", "takes 300,400 bytes", **facts)
 
 
 @pytest.mark.parametrize(

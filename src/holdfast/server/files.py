@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Final, cast
@@ -48,7 +48,7 @@ def files_router(entrance: Entrance, intake: Intake) -> APIRouter:
             session = await stack.enter_async_context(reading(request, owner, sha256))
             size, parts = await session.file(session.pod.files.open, sha256)
             headers = {"Content-Length": str(size)}
-            return Held(given(session, parts), stack.pop_all(), media_type=MEDIA, headers=headers)
+            return Held(await begun(session, parts), stack.pop_all(), media_type=MEDIA, headers=headers)
         raise AssertionError  # an exit stack swallows nothing here
 
     @router.head("/api/{owner}/files/{sha256}", operation_id="find_file", **FILE["head"])
@@ -151,6 +151,20 @@ async def _writing(session: Session, sha256: str) -> AsyncGenerator[Upload]:
     finally:
         with anyio.CancelScope(shield=True):  # who has gone leaves nothing behind
             await session.file(manager.__exit__, None if error is None else type(error), error, None)
+
+
+async def begun(session: Session, parts: Iterator[bytes]) -> AsyncGenerator[bytes]:
+    """Return what `given` does when its first part has been read: what is damaged there is said, not sent."""
+    rest = given(session, parts)
+    first = await anext(rest, b"")
+
+    async def each() -> AsyncGenerator[bytes]:
+        async with aclosing(rest):
+            yield first
+            async for part in rest:
+                yield part
+
+    return each()
 
 
 async def given(session: Session, parts: Iterator[bytes]) -> AsyncGenerator[bytes]:

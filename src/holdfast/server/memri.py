@@ -25,7 +25,7 @@ from holdfast.errors import ConflictError, InvalidError, NotFoundError
 from holdfast.items import Schema
 from holdfast.runs import status_of
 from holdfast.server.api import Owner
-from holdfast.server.files import MEDIA, Sha256, check_reader, given, is_described, keep
+from holdfast.server.files import MEDIA, Sha256, begun, check_reader, is_described, keep
 from holdfast.server.limits import Intake, check_weight
 from holdfast.server.memri_forms import (
     AccountForm,
@@ -342,7 +342,7 @@ class _Routes:
             await check_reader(session, asked.sha256)
             size, parts = await session.file(session.pod.files.open, asked.sha256)
             headers = {"Content-Length": str(size)}
-            return Held(given(session, parts), stack.pop_all(), media_type=MEDIA, headers=headers)
+            return Held(await begun(session, parts), stack.pop_all(), media_type=MEDIA, headers=headers)
         raise AssertionError  # an exit stack swallows nothing here
 
     async def delete_file(self, request: Request, owner: str = Owner) -> Response:
