@@ -476,7 +476,7 @@ class TestOneServer:
         here, image = scene.here, missing_image()
         run = here.begin("Steps", image)
         error = str(here.wait(run, "error").properties["error"])
-        assert error.startswith(f"image '{image}' is not here, and cannot be fetched: ")
+        assert error.startswith(f"NotFoundError: image '{image}' is not here, and cannot be fetched: ")
         wait_until(lambda: not here.left(run))
         assert here.row(run).properties.get("deaths") is None
 

@@ -34,6 +34,9 @@ def same(one: Any, other: Any) -> bool:  # noqa: PLR0911 – one line for each t
         return list(one) == list(other) and all(same(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray) and one.dtype.names is not None:  # what lies between fields is nobody's
+        is_like = one.dtype == other.dtype and one.shape == other.shape
+        return is_like and all(same(one[name], other[name]) for name in one.dtype.names)
     if isinstance(one, np.ndarray | np.generic):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     if isinstance(one, float):
