@@ -10,6 +10,7 @@ Pod's API: camelCase, on purpose.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import types
@@ -898,6 +899,19 @@ class PersistentState(Item):
     view: list[CVUStoredDefinition] = []
     name: str | None = None
     ownTypes: str | None = None
+
+
+def own_types_of(state: Mapping[str, Value]) -> frozenset[str]:
+    """Return the item types that the runs of a plugin state have brought, by its properties; none if that is no list.
+
+    >>> sorted(own_types_of({"ownTypes": '["Diary", "Page"]'}))
+    ['Diary', 'Page']
+    """
+    try:
+        found: object = json.loads(str(state.get("ownTypes", "[]")))
+    except (ValueError, RecursionError):
+        found = None
+    return frozenset(map(str, cast("list[Any]", found))) if isinstance(found, list) else frozenset()
 
 
 class PluginRun(Item):

@@ -269,3 +269,41 @@ def test_a_plugin_that_was_given_no_rights_sees_nobody_elses_types(store: Kept, 
             self.client.add_to_schema(Account, PluginRun)
 
     assert drive(store, tmp_path, Looks).status is Status.DONE
+
+
+def test_what_a_plugin_brought_when_it_was_run_by_hand_is_its_own_when_it_is_launched(
+    store: Kept, tmp_path: Path
+) -> None:
+    """But not what somebody else had brought before."""
+
+    class Page(Item):
+        text: str | None = None
+
+    class Margin(Item):
+        text: str | None = None
+
+    class Writes(StatefulPlugin):
+        schema_classes = (Page, Margin)
+
+        def run(self) -> None:
+            self.client.create((Page if self.state.n is None else Margin)(text="by hand"))
+            self.state.n = 1
+
+    Pod(store).add_to_schema(Margin)
+    client = Pod(store)
+    state = get_state(client, "m:Writes")
+    by_hand = begin_run(client, state, {"pluginModule": "m", "pluginName": "Writes"})
+    runner = Runner(lambda: store, locks=tmp_path / "locks")
+    assert runner.drive(Writes, by_hand, state, {}).status is Status.DONE
+    assert store.find_items([str(state.id)])[str(state.id)].properties["ownTypes"] == '["Page"]'
+
+    class Adds(StatefulPlugin):
+        schema_classes = (Page,)
+
+        def run(self) -> None:
+            self.client.create(Page(text="with a token"))
+
+    Adds.__name__ = "Writes"
+    assert drive(store, tmp_path, Adds).status is Status.DONE
+    assert [each.item.properties["text"] for each in store.search(Query(type="Page"))] == ["by hand", "with a token"]
+    assert "may not declare type 'Margin'" in (drive(store, tmp_path, Writes).error or "")

@@ -22,11 +22,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from holdfast.auth.tokens import Token
 from holdfast.errors import ConflictError, DeniedError, FencedError, HoldfastError, NotFoundError
-from holdfast.items import BUILT_IN, Schema, TypeDefinition
+from holdfast.items import BUILT_IN, Schema, TypeDefinition, own_types_of
 from holdfast.runs import Lease, Status, status_of
 from holdfast.store import (
     AnswerQuestion,
@@ -340,7 +340,7 @@ class _Scope:
         )
         self.own = self.reads = self.writes = frozenset[str]()
         if state is not None and not self.has_ended:
-            self.own = _own_types(state)
+            self.own = own_types_of(state.properties)
             self.reads = token.rights.reads | self.own
             self.writes = (token.rights.writes | self.own) - _GUARDED
 
@@ -401,15 +401,6 @@ class _Scope:
         """What the run knows of it: not what other plugins keep."""
         known = _BUILT_IN | self.reads | self.writes
         return Schema(each for name, each in self.whole_schema.items() if name in known)
-
-
-def _own_types(state: ItemRow) -> frozenset[str]:
-    """Return the types that a plugin state has brought; none, if what stands there is no list of any."""
-    try:
-        found: object = json.loads(str(state.properties.get("ownTypes", "[]")))
-    except (ValueError, RecursionError):
-        found = None
-    return frozenset(map(str, cast("list[Any]", found))) if isinstance(found, list) else frozenset()
 
 
 # -- what it may write ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import json
 import logging
 import os
 import signal
@@ -23,12 +24,12 @@ from holdfast.disk import Disk
 from holdfast.engine.holding import Hold, Timing
 from holdfast.engine.migrating import migrate
 from holdfast.errors import ConflictError, FencedError, HoldfastError, InvalidError, PluginError
-from holdfast.items import PersistentState, PluginRun
+from holdfast.items import PersistentState, PluginRun, own_types_of
 from holdfast.plugins import Cancelled, GiveUp, PluginBase, Released, RetryLater, StatefulPlugin
 from holdfast.plugins.base import arguments_from
 from holdfast.pod import Pod
 from holdfast.runs import Outcome, Status, status_of
-from holdfast.store import SetProgress, Store
+from holdfast.store import SetProgress, Store, UpdateItem
 
 if TYPE_CHECKING:  # as in `Runner._prepare`
     from holdfast.engine.saving import Saving
@@ -88,6 +89,7 @@ class Runner:
         self._reported_at = 0.0
         self._progress: tuple[int, int | None] | None = None
         self._client: Pod | None = None
+        self._store: Store | None = None
         self._saving: Saving | None = None
         self._run = ""
         self._pid = os.getpid()
@@ -125,7 +127,7 @@ class Runner:
             timing=self._timing,
             disk=self._disk,
         )
-        store = self._open_store()
+        self._store = store = self._open_store()
         try:
             hold.claim(store, status_of(run.status))
             _log.info("run.started", extra={"run": self._run, "state": state.id})
@@ -233,12 +235,12 @@ class Runner:
         """Return the plugin, set up, with its variables and what it registered as they were."""
         if not issubclass(cls, StatefulPlugin):
             plugin = cls(pluginRun=run, client=client, **arguments)
-            plugin.add_to_schema()
+            self._declare(plugin, client, state)
             return plugin
         while True:
             plugin = cls(pluginRun=run, pluginState=state, client=client, **arguments)
             plugin.driven_by(self)
-            plugin.add_to_schema()
+            self._declare(plugin, client, state)
             folder = None if self._snapshots is None else self._snapshots / str(state.id)
             migrate(plugin, client, str(state.id), folder)
             _check_was_run(plugin.setup(), f"{cls.__name__}.setup")
@@ -260,6 +262,22 @@ class Runner:
             finally:
                 if saving is not None:
                     saving.close()
+
+    def _declare(self, plugin: PluginBase, client: Pod, state: PersistentState) -> None:
+        """Let the plugin declare its item types. What nobody has declared before becomes its plugin state's own.
+
+        So its runs have a right to them when they are launched, with a token; under one that is done where types are
+        declared.
+        """
+        assert self._store is not None  # noqa: S101 -- it is open as long as the plugin runs
+        before = set(self._store.schema())
+        plugin.add_to_schema()
+        new = set(self._store.schema()) - before
+        if new and self._holder is None:
+            id_ = str(state.id)
+            row = self._store.find_items([id_])[id_]
+            own = json.dumps(sorted(own_types_of(row.properties) | new))
+            client.add(UpdateItem(id_, {"ownTypes": own}, row.version))
 
     def _leave(self) -> None:
         """Note that the plugin's code is behind us: from here on nothing may interrupt this thread."""
