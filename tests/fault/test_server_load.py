@@ -357,7 +357,7 @@ def test_strangers_who_hold_bodies_have_no_memory_that_others_need(tmp_path: Pat
             mine.sendall(one_ + two)
             assert mine.recv(4_000).startswith(b"HTTP/1.1 200 ")
         assert (
-            served.ask("POST", "/api/{owner}/store/items", json.dumps({"ids": ["x"] * 40_000}).encode()).status == 200
+            served.ask("POST", "/api/{owner}/store/items", json.dumps({"ids": ["x"] * 20_000}).encode()).status == 200
         )
 
 
