@@ -196,7 +196,7 @@ def test_a_plugin_that_does_a_step_twice_is_found_out_with_the_write_at_which_it
     with pytest.raises(AssertionError, match=r"\[1, 1, 2, 3\]") as caught:
         kill_at_every_write(Careless, check=check_three)
 
-    assert caught.value.__notes__ == ["This run was killed before its write 5."]
+    assert caught.value.__notes__ == ["This run was killed before its write 6."]
 
 
 def test_a_run_that_is_killed_writes_nothing_more_whatever_its_plugin_catches(kill_at_every_write: Kill) -> None:
