@@ -1260,7 +1260,7 @@ TABLE = r"""22 1 8:2 / / rw,relatime shared:1 - ext4 /dev/sda2 rw
 33 31 8:17 / /mnt/nas/local rw master:3 propagate_from:2 - xfs /dev/sdb1 rw
 34 22 8:2 /srv/data /data/me/my\040data rw - ext4 /dev/sda2 rw
 35 22 0:50 / /back\134slash rw - fuse.sshfs me@host:/ rw
-40 22 0:60 / /data/me/work rw - vfat /dev/sdc1 rw
+40 22 0:60 / /data/me/desk rw - vfat /dev/sdc1 rw
 41 22 0:61 / /data/me rw - tmpfs tmpfs rw
 42 41 0:62 / /data/me rw - btrfs /dev/sdd1 rw
 a line that is none
@@ -1277,7 +1277,7 @@ def test_the_mount_table_is_read() -> None:
         Mount(33, 31, "/mnt/nas/local", "xfs"),
         Mount(34, 22, "/data/me/my data", "ext4"),
         Mount(35, 22, "/back\\slash", "fuse.sshfs"),
-        Mount(40, 22, "/data/me/work", "vfat"),
+        Mount(40, 22, "/data/me/desk", "vfat"),
         Mount(41, 22, "/data/me", "tmpfs"),
         Mount(42, 41, "/data/me", "btrfs"),
     ]
@@ -1295,7 +1295,7 @@ def test_the_mount_table_is_read() -> None:
         ("/mnt/nas/local/file", "xfs"),
         ("/back\\slash/file", "fuse.sshfs"),
         ("/data/me/file", "btrfs"),
-        ("/data/me/work/file", "btrfs"),
+        ("/data/me/desk/file", "btrfs"),
         ("/data/me/my data/file", "btrfs"),
         ("/data/you", "ext4"),
     ],
